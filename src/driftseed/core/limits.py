@@ -1,0 +1,130 @@
+"""Every limit that a peer, a file or a person can meet, by name and with its unit.
+
+docs/protocol.md has the same table; ``tests/test_limits_documented.py`` keeps the two equal.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- frames and streams -------------------------------------------------------------------------
+HELLO_BYTES_MAX: Final = 8 * KIB
+"""Bytes of a handshake frame: nothing else is read before it is checked."""
+FRAME_BYTES_MAX: Final = 64 * KIB
+"""Bytes of any frame on a control stream."""
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""Seconds within which both sides must have proved membership."""
+DIAL_TIMEOUT_S: Final = 15.0
+"""Seconds for one attempt to reach a device."""
+READ_TIMEOUT_S: Final = 20.0
+"""Seconds without a byte after which a peer that owes us one has stalled."""
+WRITE_TIMEOUT_S: Final = 20.0
+"""Seconds within which a peer must take what we send it."""
+STREAMS_PER_LINK_MAX: Final = 64
+"""Streams that a peer may have open at once on one link."""
+FRAMES_PER_SECOND_MAX: Final = 50.0
+"""Frames per second, sustained, that one peer may send on its control stream."""
+FRAMES_BURST_MAX: Final = 200
+"""Frames that one peer may send at once on its control stream."""
+PENDING_HANDSHAKES_MAX: Final = 64
+"""Incoming connections that may be between their first packet and proof of membership."""
+
+# --- overlay ------------------------------------------------------------------------------------
+NEIGHBOURS_ACTIVE_MAX: Final = 5
+"""Neighbours that an agent dials and keeps, besides its hubs."""
+LINKS_INCOMING_MAX: Final = 32
+"""Overlay links that an agent accepts from others."""
+HUB_LINKS_MAX: Final = 4096
+"""Overlay links that a hub accepts."""
+HUBS_ACTIVE_MAX: Final = 3
+"""Hubs that an agent stays connected to."""
+DIRECTORY_ENTRIES_MAX: Final = 64
+"""Entries in one directory frame."""
+DIRECTORY_KEPT_MAX: Final = 1024
+"""Addresses of other devices that an agent remembers."""
+ADDRESSES_PER_DEVICE_MAX: Final = 16
+"""Socket addresses that one device may name as its own."""
+COMPARE_INTERVAL_S: Final = 30.0
+"""Seconds between comparisons of versions on a link on which nothing else happened."""
+CONTENT_IDS_MAX: Final = 256
+"""Contents that one device may say it has or wants."""
+
+# --- metadata -----------------------------------------------------------------------------------
+TIMESTAMP_BYTES_MAX: Final = 16 * KIB
+"""Bytes of timestamp.json, which is also the notice."""
+METADATA_BYTES_MAX: Final = 5_000_000
+"""Bytes of one metadata file (the reference client's own limit for targets)."""
+DOCUMENT_BYTES_MAX: Final = 1 * MIB
+"""Bytes of one manifest or deployment document."""
+TORRENT_BYTES_MAX: Final = 8 * MIB
+"""Bytes of one torrent file: 32 bytes a piece, so 16 GiB at pieces of 64 KiB."""
+DEPLOYMENTS_MAX: Final = 1024
+"""Deployments that are in force at once."""
+VARIANTS_MAX: Final = 256
+"""Artifacts in one release."""
+FILE_REQUEST_WAIT_S: Final = 10.0
+"""Seconds that a node which is itself still fetching lets a neighbour wait for a file."""
+
+# --- content ------------------------------------------------------------------------------------
+ARTIFACT_BYTES_MAX: Final = 64 * GIB
+"""Bytes of one artifact."""
+CONTENT_QUOTA_DEFAULT: Final = 8 * GIB
+"""Bytes of content that an agent keeps to serve to others, unless configured."""
+SWARM_PEERS_MAX: Final = 24
+"""Devices with which one node exchanges content at once."""
+DISK_MARGIN_BYTES: Final = 16 * MIB
+"""Bytes that must stay free on the disk after a download."""
+
+# --- membership ---------------------------------------------------------------------------------
+LABELS_MAX: Final = 32
+"""Labels of one device."""
+LABEL_CHARS_MAX: Final = 63
+"""Characters of a label's key name or value (Kubernetes' own limit)."""
+CERTIFICATE_BYTES_MAX: Final = 4 * KIB
+"""Bytes of a membership certificate."""
+TICKET_BYTES_MAX: Final = 32 * KIB
+"""Characters of a ticket."""
+TICKET_HUBS_MAX: Final = 8
+"""Hubs named in a ticket."""
+
+# --- reports ------------------------------------------------------------------------------------
+REPORT_BYTES_MAX: Final = 16 * KIB
+"""Bytes of one signed report."""
+REPORTS_CARRIED_MAX: Final = 512
+"""Reports of other devices that an agent carries towards a hub."""
+REPORT_UPDATES_MAX: Final = 32
+"""Updates described in one report, newest first."""
+
+# --- installing ---------------------------------------------------------------------------------
+MODULE_TIMEOUT_S: Final = 3600.0
+"""Seconds that an update module may take for one state, unless the release says less."""
+MODULE_OUTPUT_BYTES_MAX: Final = 64 * KIB
+"""Bytes of a module's output that are kept; the rest is read and dropped."""
+HEALTH_TIMEOUT_S: Final = 60.0
+"""Seconds for a health check, unless the release says otherwise."""
+TRANSITIONS_MAX: Final = 28
+"""State transitions that one update may make before it is given up (Mender's bound)."""
+ATTEMPTS_MAX: Final = 3
+"""Times that one deployment is tried on a device."""
+ROLLBACK_REBOOTS_MAX: Final = 3
+"""Reboots into the old version that are tried before a device is reported inconsistent."""
+
+# --- the local API ------------------------------------------------------------------------------
+API_BODY_BYTES_MAX: Final = 1 * MIB
+"""Bytes of a request body other than submitted content."""
+API_HEAD_BYTES_MAX: Final = 16 * KIB
+"""Bytes of a request line and headers."""
+API_REQUEST_TIMEOUT_S: Final = 30.0
+"""Seconds in which a request must have arrived."""
+API_CONNECTIONS_MAX: Final = 32
+"""Connections to the local API at once."""
+
+# --- time ---------------------------------------------------------------------------------------
+CLOCK_SKEW_MAX_S: Final = 3600.0
+"""Seconds between this clock and a hub's from which on the difference is reported."""
+SHUTDOWN_S: Final = 5.0
+"""Seconds in which every process ends cleanly when asked."""

@@ -1,0 +1,1 @@
+"""The publicly reachable member of a fleet."""

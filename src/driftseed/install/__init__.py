@@ -1,0 +1,1 @@
+"""Update modules: the runner, the built-in modules, health checks."""

@@ -1,0 +1,1 @@
+"""iroh endpoints, authenticated links, the relay server, tunnels."""

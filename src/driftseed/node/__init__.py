@@ -1,0 +1,1 @@
+"""What every member of a fleet does: links, gossip, metadata, content."""

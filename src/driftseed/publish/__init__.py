@@ -1,0 +1,1 @@
+"""The operators' and the build system's side: releases, deployments, publishing."""

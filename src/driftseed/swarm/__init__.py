@@ -1,0 +1,1 @@
+"""BitTorrent v2 through a libtorrent child process, and the content store."""

@@ -1,0 +1,1 @@
+"""TUF repository, device-side verification, membership. The only place where Verified values are made."""
