@@ -1,0 +1,208 @@
+"""Files that survive a power cut: the only module that renames.
+
+A file is either what it was or what it was to become, whenever the power goes. That takes three steps in
+this order: the new bytes reach the disk (fsync), the name moves to them (rename, atomic within one file
+system), and the directory that holds the name reaches the disk (fsync). POSIX promises no more than that
+a rename is atomic for readers; that it is durable after the directory's fsync is what Linux file systems do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from driftseed.core.errors import AlreadyRunning, DiskFull, NotFound, UnsafePermissions
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_SECRET_MODE: Final = 0o600
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_LOCK_NAME: Final = "lock"
+_TEMPORARY: Final = ".new-"
+"""How the name of a file that is not finished begins: a leftover of a power cut can be told by it."""
+
+
+@contextlib.contextmanager
+def disk_full_as_error(path: Path) -> Iterator[None]:
+    """Raise DiskFull, which says what to do, where the system says ENOSPC or EDQUOT.
+
+    Args:
+        path: what was being written, for the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"no space left for {path}: {error.strerror}",
+                hint="free some space on this file system; it is tried again",
+            ) from error
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that it is the old or the new one at any instant, and the new one on return.
+
+    Args:
+        path: the file; its directory must exist. A symbolic link at this place is replaced, not followed.
+        data: the whole content.
+        mode: permission bits of the file, whatever the umask says.
+
+    Raises:
+        DiskFull: nothing changed, and nothing was left behind.
+        OSError: likewise.
+    """
+    with disk_full_as_error(path):
+        descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            # Also on cancellation and KeyboardInterrupt: the temporary file has no other owner.
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def adopt(source: Path, target: Path) -> None:
+    """Give a finished file its final name, durably.
+
+    Args:
+        source: a file that nobody writes to any more; it has this name no longer afterwards.
+        target: a name on the same file system; what is there is replaced.
+
+    Raises:
+        DiskFull: the bytes did not reach the disk; ``source`` is still there.
+        OSError: likewise, such as EXDEV for another file system.
+    """
+    with disk_full_as_error(target):
+        with source.open("rb") as file:
+            os.fsync(file.fileno())
+        source.replace(target)
+        sync_directory(target.parent)
+        if source.parent != target.parent:
+            sync_directory(source.parent)
+
+
+def remove_unfinished(directory: Path) -> list[Path]:
+    """Remove what ``atomic_write`` was at when the power went.
+
+    Only the owner of a directory may call it, holding its lock: another process's unfinished file looks
+    the same.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in sorted(directory.glob(f"{_TEMPORARY}*")):
+        path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """``atomic_write`` with permissions 0600. The file is never readable by others, not even unfinished."""
+    atomic_write(path, data, mode=_SECRET_MODE)
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a file that only its owner may read.
+
+    The permissions are those of the file that is read, not of what had its name a moment before.
+
+    Raises:
+        UnsafePermissions: group or others may read or write it.
+        NotFound: there is no such file.
+        OSError: it cannot be read.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise NotFound(f"no such file: {path}") from None
+    with file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & _OTHERS:
+            raise UnsafePermissions(
+                f"{path} can be read or written by others (mode {mode:04o})",
+                hint=f"chmod 600 {path}",
+            )
+        return file.read()
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this process may still write to the file system of ``path`` (root's reserve excluded)."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+class DirectoryLock:
+    """One process at a time for a directory: an advisory lock on ``directory/lock``.
+
+    The kernel drops it when the process ends, however it ends. The file stays: removing it would let two
+    processes lock two different files of the same name.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / _LOCK_NAME
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._descriptor is not None
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            AlreadyRunning: another process (or another object of this one) has it.
+            RuntimeError: this object has it.
+            OSError: the file cannot be made.
+        """
+        if self._descriptor is not None:
+            raise RuntimeError(f"{self._path} is locked already by this object")
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _SECRET_MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise AlreadyRunning(
+                f"{self._path.parent} is in use by another process"
+                + (f" ({owner})" if owner.isdigit() else ""),
+                hint="stop that one first, or choose another data directory",
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        # For people and the message above; the lock itself is the kernel's, and holds on a full disk too.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens when it is not held."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
