@@ -72,6 +72,7 @@ $(VENV)/.dev: $(VENV)/.created pyproject.toml $(wildcard $(CONSTRAINTS))
 
 lock:
 	$(MAKE) --no-print-directory VENV=build/lock CONSTRAINTS= build/lock/.dev
+	@mkdir -p requirements
 	@{ echo '# What CI installs, written by "make lock". pyproject.toml says what is needed and why.'; \
 	   build/lock/bin/python -m pip --disable-pip-version-check freeze --all --exclude-editable \
 	   | grep -v '^pip=='; } > requirements/constraints.txt
