@@ -322,3 +322,41 @@ class StoreDamaged(DeviceError):
 
     exit_code = 80
     reason = "store-damaged"
+
+
+class Conflict(Misuse):
+    """The request contradicts what is there now, such as removing an update that is installed."""
+
+    exit_code = 22
+    reason = "conflict"
+
+
+class RequestRefused(Misuse):
+    """A request to the local or the hub's API that HTTP itself, or a limit, does not allow.
+
+    Args:
+        message: what is wrong with it.
+        status: the HTTP status that says so (400 to 499, or 503 and 505).
+        hint: what to send instead.
+    """
+
+    exit_code = 23
+    reason = "request-refused"
+
+    def __init__(self, message: str, *, status: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class ConfigInvalid(Misuse):
+    """A configuration has an unknown key, or a value of the wrong type or range."""
+
+    exit_code = 24
+    reason = "config-invalid"
+
+
+class PassphraseNeeded(Misuse):
+    """A key is encrypted, and there is neither a terminal to ask at nor ``DRIFTSEED_PASSPHRASE``."""
+
+    exit_code = 25
+    reason = "passphrase-needed"
