@@ -128,3 +128,21 @@ CLOCK_SKEW_MAX_S: Final = 3600.0
 """Seconds between this clock and a hub's from which on the difference is reported."""
 SHUTDOWN_S: Final = 5.0
 """Seconds in which every process ends cleanly when asked."""
+
+# --- endpoints ----------------------------------------------------------------------------------
+STREAM_RESET_TIMEOUT_S: Final = 1.0
+"""Seconds for giving a stream up, which waits for nobody but the engine."""
+REFUSAL_LINGER_S: Final = 2.0
+"""Seconds that a refused peer has to read why before its connection is closed."""
+LINK_WINDOW_BYTES: Final = 8 * MIB
+"""Bytes that a peer may have sent on one link and that nobody has read yet."""
+
+# --- logs ---------------------------------------------------------------------------------------
+LOG_VALUE_CHARS_MAX: Final = 1024
+"""Characters of one value in a log record."""
+LOG_ITEMS_MAX: Final = 32
+"""Items of a list or map that one log record shows."""
+LOG_FILE_BYTES_DEFAULT: Final = 10 * MIB
+"""Bytes at which a log file is rotated, unless configured."""
+LOG_FILES_KEPT_DEFAULT: Final = 5
+"""Rotated log files that are kept, unless configured."""
