@@ -189,6 +189,13 @@ class MembershipExpired(NotAMember):
     reason = "membership-expired"
 
 
+class ReportInvalid(TrustError):
+    """A report is malformed, or not signed by the key of the device that it speaks for."""
+
+    exit_code = 38
+    reason = "report-invalid"
+
+
 class TransportError(DriftseedError):
     """The network, or the peer at the other end of it, did not do its part."""
 
