@@ -367,3 +367,17 @@ class PassphraseNeeded(Misuse):
 
     exit_code = 25
     reason = "passphrase-needed"
+
+
+class NoVariant(DeviceError):
+    """No artifact of a release is for this device."""
+
+    exit_code = 81
+    reason = "no-variant"
+
+
+class AmbiguousVariant(DeviceError):
+    """Several artifacts of a release are for this device, and none is the most specific."""
+
+    exit_code = 82
+    reason = "ambiguous-variant"

@@ -88,8 +88,14 @@ CERTIFICATE_BYTES_MAX: Final = 4 * KIB
 """Bytes of a membership certificate."""
 TICKET_BYTES_MAX: Final = 32 * KIB
 """Characters of a ticket."""
+TICKET_UNPACKED_BYTES_MAX: Final = 256 * KIB
+"""Bytes of a ticket once decompressed: most of them are the first root."""
 TICKET_HUBS_MAX: Final = 8
 """Hubs named in a ticket."""
+
+# --- selectors ----------------------------------------------------------------------------------
+SELECTOR_CHARS_MAX: Final = 1024
+"""Characters of a selector."""
 
 # --- reports ------------------------------------------------------------------------------------
 REPORT_BYTES_MAX: Final = 16 * KIB
@@ -110,6 +116,10 @@ TRANSITIONS_MAX: Final = 28
 """State transitions that one update may make before it is given up (Mender's bound)."""
 ATTEMPTS_MAX: Final = 3
 """Times that one deployment is tried on a device."""
+RETRY_BASE_S: Final = 30.0
+"""Seconds before a deployment that failed for a passing reason is tried again; doubled each time."""
+RETRY_MAX_S: Final = 3600.0
+"""Seconds that such a wait grows to."""
 ROLLBACK_REBOOTS_MAX: Final = 3
 """Reboots into the old version that are tried before a device is reported inconsistent."""
 
