@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from driftseed.core.errors import StoreDamaged
+from driftseed.core.errors import NotFound, StoreDamaged
 from driftseed.core.ids import DeviceId
 from driftseed.store.files import read_secret, write_secret
 
@@ -47,7 +47,7 @@ class Identity:
         """
         try:
             secret = read_secret(path)
-        except FileNotFoundError:
+        except NotFound:
             identity = cls.generate()
             write_secret(path, identity.secret)
             return identity
