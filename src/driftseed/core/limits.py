@@ -48,6 +48,14 @@ DIRECTORY_KEPT_MAX: Final = 1024
 """Addresses of other devices that an agent remembers."""
 ADDRESSES_PER_DEVICE_MAX: Final = 16
 """Socket addresses that one device may name as its own."""
+DIAL_RETRY_BASE_S: Final = 5.0
+"""Seconds before a device that could not be reached is dialled again; doubled each time."""
+DIAL_RETRY_MAX_S: Final = 600.0
+"""Seconds that such a wait grows to."""
+HUB_RETRY_MAX_S: Final = 60.0
+"""Seconds that it grows to for a hub that the signed metadata names."""
+NOTICES_KEPT_MAX: Final = 256
+"""Notices, and senders of invalid ones, that a node remembers."""
 COMPARE_INTERVAL_S: Final = 30.0
 """Seconds between comparisons of versions on a link on which nothing else happened."""
 CONTENT_IDS_MAX: Final = 256
