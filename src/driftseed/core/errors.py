@@ -381,3 +381,10 @@ class AmbiguousVariant(DeviceError):
 
     exit_code = 82
     reason = "ambiguous-variant"
+
+
+class Interrupted(DeviceError):
+    """The power went, or the agent was stopped, while something was being installed; it was undone."""
+
+    exit_code = 83
+    reason = "interrupted"

@@ -164,3 +164,19 @@ LOG_FILE_BYTES_DEFAULT: Final = 10 * MIB
 """Bytes at which a log file is rotated, unless configured."""
 LOG_FILES_KEPT_DEFAULT: Final = 5
 """Rotated log files that are kept, unless configured."""
+TUNNEL_STALL_S: Final = 120.0
+"""Seconds for which either end of a tunnel may take nothing (a rate limit may hold an engine back for long)."""
+LOOPBACK_ADDRESSES_MAX: Final = 65_536
+"""Devices that have a loopback address of their own at once."""
+FLOWS_KEPT_MAX: Final = 4096
+"""Flows (device, artifact, path kind, direction) whose bytes are counted; the oldest give way."""
+
+# --- install: modules and what is remembered ------------------------------------------------------
+HISTORY_STEPS_MAX: Final = 1024
+"""Steps of updates that the journal keeps, newest first."""
+KILL_TIMEOUT_S: Final = 3.0
+"""Seconds in which a killed module and its descendants must be gone."""
+UNPACKED_BYTES_MAX: Final = 64 * GIB
+"""Bytes that an archive may unpack to."""
+UNPACKED_ENTRIES_MAX: Final = 1_000_000
+"""Files, directories and links in an archive."""
