@@ -95,6 +95,12 @@ def test_other_libraries_are_heard_from_warning_on() -> None:
     assert (entry["logger"], entry["event"]) == ("elsewhere", "a socket leaks")
 
 
+def test_fields_may_come_by_the_standard_librarys_own_way() -> None:
+    with configured(logs.LogOptions(format=logs.LogFormat.JSON)) as out:
+        logging.getLogger("driftseed.x").info("linked", extra={"fields": {"peer": "ab", "ticket": TICKET}})
+    assert json.loads(out.getvalue())["fields"] == {"peer": "ab", "ticket": "[secret]"}
+
+
 def test_a_percent_sign_in_an_event_is_not_a_format() -> None:
     with configured(logs.LogOptions()) as out:
         logs.get("driftseed.x").info("disk-90%s-full")

@@ -40,8 +40,8 @@ __all__ = ["EventLogger", "LogFormat", "LogLevel", "LogOptions", "Logging", "con
 
 Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
 
-_FIELDS: Final = "driftseed_fields"
-"""Attribute of a log record under which the fields travel."""
+_FIELDS: Final = "fields"
+"""Attribute of a log record under which the fields travel, also for ``extra={"fields": …}``."""
 _BLOT: Final = "[secret]"
 _SECRET_NAMES: Final = re.compile(
     r"passphrase|password|secret|invitation|ticket|private|token", re.IGNORECASE
