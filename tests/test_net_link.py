@@ -6,16 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
-from support_net import (
-    FLEET,
-    OTHER_FLEET,
-    WAIT_S,
-    NamedMembers,
-    certificate,
-    connected,
-    two_endpoints,
-)
 
 from driftseed.core import limits, wire
 from driftseed.core.errors import (
@@ -30,6 +22,15 @@ from driftseed.core.errors import (
 )
 from driftseed.net.endpoint import Connection, Stream
 from driftseed.net.link import Link, greet_in, greet_out
+from support_net import (
+    FLEET,
+    OTHER_FLEET,
+    WAIT_S,
+    NamedMembers,
+    certificate,
+    connected,
+    two_endpoints,
+)
 
 
 def outcome_of(result: Link | BaseException) -> type[object]:
@@ -158,8 +159,6 @@ HELLO_ROOM = limits.HELLO_BYTES_MAX
 
 def padded_hello(total: int, device: str) -> bytes:
     """A hello whose frame has exactly ``total`` bytes after the length field, an unknown key as padding."""
-    import msgspec
-
     body = {"fleet": FLEET, "certificate": f"member:{device}".encode(), "clock": 0.0, "pad": b""}
     missing = total - 1 - len(msgspec.msgpack.encode(body))
     for size in range(missing, 0, -1):

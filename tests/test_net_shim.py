@@ -6,10 +6,10 @@ import asyncio
 import time
 
 import pytest
-from support_net import WAIT_S, connected, two_endpoints
 
 from driftseed.core.limits import MIB
 from driftseed.net.shim import iroh, shimmed
+from support_net import WAIT_S, connected, two_endpoints
 
 MEGABYTES_PER_SECOND_MIN = 50
 SIZE = 64 * MIB
@@ -64,4 +64,3 @@ async def test_a_stream_carries_more_than_50_megabytes_per_second() -> None:
         rate = SIZE / (time.perf_counter() - start) / 1e6
     assert total == SIZE
     assert rate > MEGABYTES_PER_SECOND_MIN, f"{rate:.0f} MB/s, shimmed: {shimmed}"
-    print(f"{rate:.0f} MB/s")
