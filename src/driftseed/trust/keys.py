@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from driftseed.core.errors import StoreDamaged, WouldOverwrite, WrongPassphrase
 from driftseed.store.files import read_secret, write_secret
+from driftseed.trust.tufapi import CryptoSigner
 
 Passphrase = Callable[[str], bytes]
 """Asked for the passphrase of one key, with the key file's path; called only for keys that are encrypted."""

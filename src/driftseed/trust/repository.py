@@ -1,0 +1,442 @@
+"""The publisher's side: a fleet directory, and the commands that change it.
+
+Each command reads only the keys that it needs, so that nobody has to hold them all:
+
+===================================== ===========================================
+command                               keys besides ``snapshot`` and ``timestamp``
+===================================== ===========================================
+add_release (a build system)          ``releases``
+add_deployment (operators)            ``deployments``
+set_hubs (operators)                  ``fleet``
+renew                                 the role's own; for ``root`` its threshold
+bump_timestamp                        none, and no ``snapshot``
+===================================== ===========================================
+
+A machine that builds needs a copy of the directory with these three key files and no others; what it signs
+makes no device do anything until ``deployments`` names it. Every file's layout: ``trust/layout.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from driftseed.core import limits
+from driftseed.core.errors import (
+    ArtifactUnreadable,
+    MetadataInvalid,
+    Misuse,
+    NotFound,
+    StoreDamaged,
+    WouldOverwrite,
+)
+from driftseed.core.ids import Digest, FleetId
+from driftseed.core.model import (
+    HUBS_TARGET,
+    Artifact,
+    Deployment,
+    Hubs,
+    NodeAddress,
+    ReleaseManifest,
+    artifact_target,
+    decode_document,
+    deployment_target,
+    manifest_target,
+    torrent_target,
+)
+from driftseed.core.tickets import fleet_of
+from driftseed.core.verified import VerifiedRelease
+from driftseed.store.files import DirectoryLock
+from driftseed.trust.agreement import DocumentT
+from driftseed.trust.chain import (
+    DELEGATED,
+    DEPLOYMENTS,
+    FLEET,
+    RELEASES,
+    Chain,
+    metadata_name,
+    sha256_of,
+    target_name,
+    verify_chain,
+)
+from driftseed.trust.change import Change
+from driftseed.trust.founding import ENROLMENT, found_fleet
+from driftseed.trust.keys import Passphrase, load_private, load_signer
+from driftseed.trust.layout import FleetDirectory
+from driftseed.trust.signing import Clock, instant
+from driftseed.trust.tufapi import CryptoSigner, Root, Snapshot, TargetFile, Targets, Timestamp
+
+
+class FleetRepository:
+    """A fleet directory; use ``create`` or ``open``.
+
+    Every method that changes it takes the directory's lock (AlreadyRunning) and first reads what another
+    process may have changed; it writes the timestamp last, so that after a crash it can simply be run again.
+    Besides the errors that they name, all raise NotFound for a key file that is not here, WrongPassphrase,
+    UnsafePermissions, DiskFull and ClockWrong.
+    """
+
+    def __init__(self, directory: FleetDirectory, passphrase: Passphrase, clock: Clock) -> None:
+        self._directory = directory
+        self._passphrase = passphrase
+        self._clock = clock
+        self._record = directory.record()
+        self.first_root = self._read_first_root()
+        self._chain = self._read_chain()
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        *,
+        name: str,
+        root_keys: int,
+        threshold: int,
+        passphrase: bytes | None,
+        clock: Clock,
+    ) -> FleetRepository:
+        """Make a fleet and open it. Arguments and errors as ``trust.founding.found_fleet``."""
+        found_fleet(
+            directory, name=name, root_keys=root_keys, threshold=threshold, passphrase=passphrase, clock=clock
+        )
+        return cls.open(directory, lambda _: passphrase or b"", clock)
+
+    @classmethod
+    def open(cls, directory: Path, passphrase: Passphrase, clock: Clock) -> FleetRepository:
+        """Open a fleet directory. No key is read yet.
+
+        Args:
+            directory: DIR.
+            passphrase: asked when a key that is needed is encrypted.
+            clock: seconds since 1970.
+
+        Raises:
+            NotFound: this is no fleet directory.
+            StoreDamaged: its files do not follow from its first root.
+        """
+        return cls(FleetDirectory(directory), passphrase, clock)
+
+    # --- what it holds --------------------------------------------------------------------------
+
+    @property
+    def fleet_id(self) -> FleetId:
+        """SHA-256 of the first root."""
+        return FleetId(self._record.fleet)
+
+    @property
+    def name(self) -> str:
+        """The fleet's name, for people."""
+        return self._record.name
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Label keys that operators have declared."""
+        return frozenset(self._record.labels)
+
+    @property
+    def timestamp_version(self) -> int:
+        """Version of the newest timestamp signed here."""
+        return self._chain.timestamp.version
+
+    def hubs(self) -> tuple[NodeAddress, ...]:
+        """Where the hubs are, as signed."""
+        return tuple(self._document(FLEET, HUBS_TARGET, Hubs).hubs)
+
+    def releases(self) -> tuple[VerifiedRelease, ...]:
+        """Every release, by name and version in text order."""
+        return tuple(
+            VerifiedRelease(
+                manifest=self._document(RELEASES, path, ReleaseManifest),
+                digest=Digest(str(sha256_of(self._chain.delegated[RELEASES].targets[path]))),
+            )
+            for path in self._chain.paths(RELEASES)
+            if path.rpartition("/")[2] == "release.json"
+        )
+
+    def release(self, name: str, version: str) -> VerifiedRelease:
+        """One release. Raises NotFound, which names the versions there are."""
+        releases = self.releases()
+        for release in releases:
+            if (release.manifest.name, release.manifest.version) == (name, version):
+                return release
+        versions = ", ".join(one.manifest.version for one in releases if one.manifest.name == name)
+        raise NotFound(
+            f"there is no release {name} {version}",
+            hint=f"versions of {name}: {versions}" if versions else "see driftseed release list",
+        )
+
+    def deployments(self) -> tuple[Deployment, ...]:
+        """Deployments in force, by growing sequence."""
+        documents = [self._document(DEPLOYMENTS, path, Deployment) for path in self._chain.paths(DEPLOYMENTS)]
+        return tuple(sorted(documents, key=lambda one: one.sequence))
+
+    def metadata_files(self) -> dict[str, bytes]:
+        """The current metadata, every root included, by repository name."""
+        return dict(self._chain.files)
+
+    def target_files(self) -> dict[str, bytes]:
+        """Documents and torrents (every TUF target that is not an artifact), by repository name."""
+        paths = [(role, path) for role in (FLEET, DEPLOYMENTS) for path in self._chain.paths(role)]
+        for release in self.releases():
+            manifest = release.manifest
+            paths.append((RELEASES, manifest_target(manifest.name, manifest.version)))
+            paths.extend(
+                (RELEASES, torrent_target(manifest.name, manifest.version, artifact))
+                for artifact in manifest.artifacts
+            )
+        files = {}
+        for role, path in paths:
+            target = self._chain.delegated[role].targets[path]
+            files[target_name(path, str(sha256_of(target)))] = self._target_bytes(path, target)
+        return files
+
+    def files(self) -> dict[str, bytes]:
+        """``metadata_files`` and ``target_files`` together: what a device needs besides content."""
+        return {**self.metadata_files(), **self.target_files()}
+
+    def content(self, artifact: Artifact) -> Path:
+        """The artifact's file. Raises NotFound when this copy of the directory lacks it."""
+        path = self._directory.content(artifact.sha256)
+        if not path.is_file():
+            raise NotFound(
+                f"the content of {artifact.filename} ({artifact.sha256[:16]}) is not in {path.parent}"
+            )
+        return path
+
+    def private_key(self, name: str) -> Ed25519PrivateKey:
+        """A key of this directory by its file's name without ``.pem``, such as ``enrolment``."""
+        return load_private(self._directory.key(name), self._passphrase)
+
+    def enrolment_key(self) -> Ed25519PrivateKey:
+        """The key that signs invitations and certificates."""
+        return self.private_key(ENROLMENT)
+
+    # --- what changes it ------------------------------------------------------------------------
+
+    def add_release(
+        self, manifest: ReleaseManifest, files: Mapping[str, tuple[Path, bytes]]
+    ) -> VerifiedRelease:
+        """Sign a release and keep its content.
+
+        Args:
+            manifest: what it says.
+            files: of each artifact, by its SHA-256: the file, which is copied, and its torrent.
+
+        Raises:
+            WouldOverwrite: there is such a version: devices may have it, it is never changed.
+            ArtifactUnreadable: a file cannot be read, or is not what the manifest says.
+            Misuse: the manifest is too large for devices.
+        """
+        with self._changing(RELEASES) as change:
+            path = manifest_target(manifest.name, manifest.version)
+            if path in self._chain.delegated[RELEASES].targets:
+                raise WouldOverwrite(
+                    f"release {manifest.name} {manifest.version} exists",
+                    hint="devices may have it already: choose another version",
+                )
+            for artifact in manifest.artifacts:
+                source, torrent = files[artifact.sha256]
+                if hashlib.sha256(torrent).hexdigest() != artifact.torrent_sha256:
+                    raise ArtifactUnreadable(f"the torrent of {artifact.filename} is not the manifest's")
+                self._directory.keep_content(source, artifact)
+                change.add_target(
+                    RELEASES,
+                    TargetFile(
+                        artifact.length,
+                        {"sha256": artifact.sha256},
+                        artifact_target(manifest.name, manifest.version, artifact),
+                    ),
+                )
+                change.add_file(RELEASES, torrent_target(manifest.name, manifest.version, artifact), torrent)
+            change.add_document(RELEASES, path, manifest)
+            self._commit(change)
+        return self.release(manifest.name, manifest.version)
+
+    def add_deployment(
+        self,
+        *,
+        deployment_id: str,
+        release: str,
+        version: str,
+        selector: str = "",
+        allow_downgrade: bool = False,
+    ) -> Deployment:
+        """Sign a deployment. Older ones of the same release name and selector are superseded and removed.
+
+        Args:
+            deployment_id: ``uuid4().hex``.
+            release: its name.
+            version: its version.
+            selector: devices; the caller has parsed it. Empty means all.
+            allow_downgrade: also devices that have a newer version.
+
+        Raises:
+            NotFound: there is no such release.
+            Misuse: DEPLOYMENTS_MAX are in force.
+        """
+        with self._changing(DEPLOYMENTS) as change:
+            manifest_sha256 = self.release(release, version).digest
+            before = self.deployments()
+            superseded = [one for one in before if (one.release, one.selector) == (release, selector)]
+            if len(before) - len(superseded) >= limits.DEPLOYMENTS_MAX:
+                raise Misuse(
+                    f"{len(before)} deployments are in force; devices look at {limits.DEPLOYMENTS_MAX}"
+                )
+            deployment = Deployment(
+                id=deployment_id,
+                sequence=max([self._record.sequence, *(one.sequence for one in before)]) + 1,
+                release=release,
+                version=version,
+                manifest_sha256=manifest_sha256,
+                selector=selector,
+                created=instant(self._clock).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                allow_downgrade=allow_downgrade,
+            )
+            # Before it is signed: a sequence that was given once is not given again, whatever happens next.
+            self._save(sequence=deployment.sequence)
+            for one in superseded:
+                del change.role(DEPLOYMENTS).targets[deployment_target(one.id)]
+            change.add_document(DEPLOYMENTS, deployment_target(deployment_id), deployment)
+            self._commit(change)
+        return deployment
+
+    def set_hubs(self, hubs: Sequence[NodeAddress]) -> None:
+        """Sign where the fleet's hubs are. Raises Misuse for more than TICKET_HUBS_MAX."""
+        if len(hubs) > limits.TICKET_HUBS_MAX:
+            raise Misuse(f"{len(hubs)} hubs", hint=f"at most {limits.TICKET_HUBS_MAX} are told to devices")
+        with self._changing(FLEET) as change:
+            change.add_document(FLEET, HUBS_TARGET, Hubs(hubs=list(hubs)))
+            self._commit(change)
+
+    def declare_labels(self, keys: Collection[str]) -> None:
+        """Remember label keys that operators use, so that a selector that names them is no slip."""
+        with self._locked():
+            self._save(labels=sorted({*self._record.labels, *keys}))
+
+    def bump_timestamp(self, at_least: int = 0) -> int:
+        """Sign a new timestamp over the same state, its version above ``at_least`` and its own.
+
+        Returns:
+            The new version.
+        """
+        with self._changing() as change:
+            self._commit(change, timestamp_above=at_least)
+        return self.timestamp_version
+
+    def renew(self, role: str) -> None:
+        """Sign a role's metadata anew for another lifetime, and what names it.
+
+        Args:
+            role: ``root``, ``targets``, ``releases``, ``deployments`` or ``fleet``.
+
+        Raises:
+            Misuse: there is no such role, or fewer root keys are here than must sign.
+        """
+        if role not in {Root.type, Targets.type, *DELEGATED}:
+            raise Misuse(f"there is no role {role}", hint=f"root, targets, {', '.join(DELEGATED)}")
+        with self._changing(role) as change:
+            if role == Root.type:
+                change.root()
+            else:
+                change.role(role)
+            self._commit(change)
+
+    # --- how ------------------------------------------------------------------------------------
+
+    def _read_first_root(self) -> bytes:
+        data = self._directory.read(metadata_name(Root.type, 1))
+        if data is None or fleet_of(data) != self._record.fleet:
+            raise StoreDamaged(
+                f"{self._directory.path}: the first root is missing or not this fleet's",
+                hint="restore metadata/1.root.json from your backup",
+            )
+        return data
+
+    def _read_chain(self) -> Chain:
+        try:
+            return verify_chain(self.first_root, self._directory.read)
+        except MetadataInvalid as error:
+            raise StoreDamaged(
+                f"{self._directory.path}: {error.message}", hint="restore metadata/ from your backup"
+            ) from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = DirectoryLock(self._directory.path)
+        lock.acquire()
+        try:
+            self._directory.tidy()
+            self._record = self._directory.record()
+            self._chain = self._read_chain()
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _changing(self, role: str | None = None) -> Iterator[Change]:
+        """Lock, and load the keys first: nothing long is begun with a wrong passphrase."""
+        with self._locked():
+            signers = {Timestamp.type: [self._signer(Timestamp.type, self._chain.root)]}
+            if role == Root.type:
+                signers[role] = self._root_signers()
+            elif role is not None:
+                signers[Snapshot.type] = [self._signer(Snapshot.type, self._chain.root)]
+                delegator = self._chain.root if role == Targets.type else self._chain.targets
+                signers[role] = [self._signer(role, delegator)]
+            yield Change(self._chain, signers, self._clock)
+
+    def _signer(self, role: str, delegator: Root | Targets) -> CryptoSigner:
+        path = self._directory.key(role)
+        signer = load_signer(path, self._passphrase)
+        if signer.public_key.keyid not in delegator.get_delegated_role(role).keyids:
+            raise Misuse(f"{path} is not a key of the role {role}", hint="restore it from your backup")
+        return signer
+
+    def _root_signers(self) -> list[CryptoSigner]:
+        role = self._chain.root.get_delegated_role(Root.type)
+        signers = [load_signer(path, self._passphrase) for path in self._directory.root_keys()]
+        signers = [signer for signer in signers if signer.public_key.keyid in role.keyids]
+        if len(signers) < role.threshold:
+            raise Misuse(
+                f"{len(signers)} root keys are here, {role.threshold} must sign",
+                hint=f"bring {role.threshold - len(signers)} more into {self._directory.path / 'keys'}",
+            )
+        return signers
+
+    def _commit(self, change: Change, timestamp_above: int = 0) -> None:
+        old = set(self._document_names())
+        for name, data in change.sign(self.first_root, timestamp_above=timestamp_above).items():
+            self._directory.write(name, data)
+        self._chain = self._read_chain()
+        for name in old - set(self._document_names()):
+            (self._directory.path / name).unlink(missing_ok=True)
+
+    def _document_names(self) -> Iterator[str]:
+        for path, target in self._chain.delegated[DEPLOYMENTS].targets.items():
+            yield target_name(path, str(sha256_of(target)))
+
+    def _save(self, **changes: object) -> None:
+        record = msgspec.structs.replace(self._record, **changes)
+        self._directory.save_record(record)
+        self._record = record
+
+    def _document(self, role: str, path: str, kind: type[DocumentT]) -> DocumentT:
+        data = self._target_bytes(path, self._chain.delegated[role].targets[path])
+        try:
+            return decode_document(data, kind)
+        except ValueError as error:
+            raise StoreDamaged(f"{path} is signed but malformed: {error}") from None
+
+    def _target_bytes(self, path: str, target: TargetFile) -> bytes:
+        name = target_name(path, str(sha256_of(target)))
+        data = self._directory.read(name)
+        if data is None or hashlib.sha256(data).hexdigest() != sha256_of(target):
+            raise StoreDamaged(
+                f"{self._directory.path / name} is missing or changed", hint="restore it from your backup"
+            )
+        return data
