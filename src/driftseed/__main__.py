@@ -1,0 +1,6 @@
+"""``python -m driftseed`` is ``driftseed``."""
+
+from driftseed.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""``driftseed fleet``: keys, invitations and hubs of a fleet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from driftseed.cli.options import FleetDirectory, JsonOption
+from driftseed.cli.values import parse_duration, parse_labels
+from driftseed.core.addresses import format_address, parse_address
+
+app = typer.Typer(help="Make a fleet, invite devices into it, name its hubs.", no_args_is_help=True)
+
+INVITATION_LIFETIME: Final = "7d"
+EXPIRES_SOON_DAYS: Final = 30
+"""Days before a role's expiry from which on ``show`` says so."""
+
+
+@app.command()
+def init(
+    directory: FleetDirectory,
+    *,
+    name: Annotated[
+        str | None, typer.Option("--name", help="For people; the directory's name if not given.")
+    ] = None,
+    root_keys: Annotated[int, typer.Option("--root-keys", metavar="N", help="Root keys to make.")] = 1,
+    threshold: Annotated[
+        int, typer.Option("--threshold", metavar="T", help="How many of them must sign a new root.")
+    ] = 1,
+    no_passphrase: Annotated[
+        bool,
+        typer.Option("--no-passphrase", help="Leave the keys unencrypted: whoever reads a file has the key."),
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Make a fleet: its keys, each in a file of its own, and its first signed metadata."""
+    import time  # noqa: PLC0415 - see cli/main.py
+
+    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
+    from driftseed.cli.passphrase import NO_PASSPHRASE_MEANS, new_passphrase  # noqa: PLC0415 - as above
+    from driftseed.trust.repository import FleetRepository  # noqa: PLC0415 - as above
+
+    called = name if name is not None else directory.resolve().name
+    if no_passphrase:
+        note(f"warning: {NO_PASSPHRASE_MEANS}")
+    repository = FleetRepository.create(
+        directory,
+        name=called,
+        root_keys=root_keys,
+        threshold=threshold,
+        passphrase=new_passphrase(none=no_passphrase),
+        clock=time.time,
+    )
+    keys = sorted(path.stem for path in (directory / "keys").iterdir())
+    offline = [key for key in keys if key.startswith("root") or key == "targets"]
+    if json_output:
+        print_json(
+            {
+                "fleet": repository.fleet_id,
+                "name": repository.name,
+                "directory": str(directory),
+                "keys": keys,
+                "offline": offline,
+                "root_threshold": threshold,
+                "encrypted": not no_passphrase,
+            }
+        )
+        return
+    say(f"fleet {repository.name!r}, id {repository.fleet_id}")
+    say(f"made in {directory}: keys/, metadata/, targets/, content/")
+    say("take offline, and away from this machine:")
+    for key in offline:
+        say(f"  {directory / 'keys' / key}.pem")
+    say("on a build system: releases.pem, snapshot.pem, timestamp.pem; with operators: all the others")
+    note(f"next: driftseed fleet hub-kit {directory} hub.kit, then driftseed hub run --kit hub.kit ...")
+
+
+@app.command()
+def invite(
+    directory: FleetDirectory,
+    *,
+    uses: Annotated[int, typer.Option("--uses", metavar="K", help="Devices that may join by it.")] = 1,
+    expires: Annotated[
+        str, typer.Option("--expires", metavar="DURATION", help="How long it is good: 30m, 12h, 7d.")
+    ] = INVITATION_LIFETIME,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="K=V", help="Given to every device that joins. Repeat it."),
+    ] = None,
+    hub: Annotated[
+        list[str] | None,
+        typer.Option("--hub", metavar="ADDRESS", help="Join here instead of at the fleet's hubs. Repeat it."),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Print a join ticket: give it to a device as you would give a password."""
+    lifetime = parse_duration(expires)
+    labels = parse_labels(label or ())
+    written = [parse_address(text) for text in hub or ()]
+    import time  # noqa: PLC0415 - see cli/main.py
+
+    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - as above
+    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
+    from driftseed.publish.fleet import invite as make_ticket  # noqa: PLC0415 - as above
+    from driftseed.publish.resolve import resolve_address  # noqa: PLC0415 - as above
+
+    resolved = [resolve_address(address) for address in written]
+    for found in (text for one in resolved for text in one.notes):
+        note(found)
+    invited = make_ticket(
+        open_fleet(directory),
+        uses=uses,
+        lifetime_s=lifetime,
+        labels=labels,
+        hubs=[one.address for one in resolved],
+        now=time.time(),
+    )
+    if json_output:
+        print_json(
+            {
+                "ticket": invited.ticket,
+                "id": invited.id,
+                "uses": invited.uses,
+                "expires": _instant(invited.expires),
+                "labels": invited.labels,
+                "hubs": [format_address(address) for address in invited.hubs],
+            }
+        )
+        return
+    given = ",".join(f"{key}={value}" for key, value in invited.labels.items()) or "no labels"
+    note(f"for {invited.uses} device(s), until {_instant(invited.expires)}, with {given}:")
+    say(invited.ticket)
+
+
+@app.command("add-hub")
+def add_hub(
+    directory: FleetDirectory,
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="As 'driftseed hub run' prints it.")],
+    *,
+    json_output: JsonOption = False,
+) -> None:
+    """Sign where a hub is, so that tickets and devices know it; an older address of it is replaced."""
+    written = parse_address(address)
+    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
+    from driftseed.publish import fleet as operating  # noqa: PLC0415 - as above
+    from driftseed.publish.resolve import resolve_address  # noqa: PLC0415 - as above
+
+    resolved = resolve_address(written)
+    for text in resolved.notes:
+        note(text)
+    added = operating.add_hub(open_fleet(directory), resolved.address)
+    shown = format_address(resolved.address)
+    if json_output:
+        print_json({"hub": shown, "device": resolved.address.device, "added": added})
+        return
+    say(f"{'added' if added else 'replaced'} {shown}")
+    note(f"devices that are members already hear of it after: driftseed publish {directory} --via ...")
+
+
+@app.command("remove-hub")
+def remove_hub(
+    directory: FleetDirectory,
+    hub: Annotated[
+        str, typer.Argument(metavar="ADDRESS|DEVICEID", help="The hub's address, or only its id.")
+    ],
+    *,
+    json_output: JsonOption = False,
+) -> None:
+    """Sign that a hub is gone."""
+    from driftseed.core.ids import parse_device_id  # noqa: PLC0415 - see cli/main.py
+
+    device = parse_address(hub).device if "@" in hub or ";" in hub else parse_device_id(hub)
+    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
+    from driftseed.publish import fleet as operating  # noqa: PLC0415 - as above
+
+    operating.remove_hub(open_fleet(directory), device)
+    if json_output:
+        print_json({"device": device, "removed": True})
+        return
+    say(f"removed {device}")
+    note("it still holds the enrolment and timestamp keys of its kit: wipe that machine")
+
+
+@app.command()
+def show(directory: FleetDirectory, *, json_output: JsonOption = False) -> None:
+    """Show a fleet: its hubs, deployments, and when its metadata expires. Needs no key."""
+    import time  # noqa: PLC0415 - see cli/main.py
+
+    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - as above
+    from driftseed.cli.output import print_json, print_table, say  # noqa: PLC0415 - as above
+    from driftseed.publish.fleet import days_left, describe  # noqa: PLC0415 - as above
+
+    repository = open_fleet(directory)
+    found = describe(repository)
+    if json_output:
+        print_json(found)
+        return
+    say(f"fleet       {found['name']}  {found['fleet']}")
+    for hub in repository.hubs():
+        say(f"hub         {format_address(hub)}")
+    say(f"labels      {', '.join(found['labels']) or '-'}")
+    say(f"releases    {found['releases']}\n")
+    now = time.time()
+    rows = []
+    for role, one in found["metadata"].items():
+        left = days_left(one["expires"], now)
+        warning = (
+            "expired" if left < 0 else "soon" if left < EXPIRES_SOON_DAYS and role != "timestamp" else ""
+        )
+        rows.append([role, str(one["version"]), one["expires"], f"{left:.0f}", warning])
+    print_table(("ROLE", "VERSION", "EXPIRES", "DAYS", ""), rows, right=("VERSION", "DAYS"))
+    if found["deployments"]:
+        say("")
+        print_table(
+            ("SEQ", "RELEASE", "VERSION", "TO", "CREATED", "DEPLOYMENT"),
+            [
+                [
+                    str(one["sequence"]),
+                    one["release"],
+                    one["version"],
+                    one["selector"] or "all",
+                    one["created"],
+                    one["deployment"],
+                ]
+                for one in reversed(found["deployments"])
+            ],
+            right=("SEQ",),
+        )
+
+
+@app.command("hub-kit")
+def hub_kit(
+    directory: FleetDirectory,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it; must not exist.")],
+    *,
+    json_output: JsonOption = False,
+) -> None:
+    """Write what makes a machine a hub of this fleet: carry it there, then remove it here."""
+    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
+    from driftseed.publish.fleet import write_hub_kit  # noqa: PLC0415 - as above
+
+    write_hub_kit(open_fleet(directory), file)
+    secrets = ["enrolment", "timestamp"]
+    if json_output:
+        print_json({"file": str(file), "secrets": secrets, "encrypted": False})
+        return
+    say(f"wrote {file} (0600)")
+    note("it holds two private keys WITHOUT a passphrase, as a hub starts with nobody there to type one:")
+    note("  enrolment: whoever has it can let devices into the fleet")
+    note(
+        "  timestamp: whoever has it can hold devices at the newest state it knows, for as long as that lasts"
+    )
+    note("neither can make a device install anything")
+
+
+def _instant(seconds: float) -> str:
+    from driftseed.trust.membership import describe_time  # noqa: PLC0415 - see cli/main.py
+
+    return describe_time(seconds)

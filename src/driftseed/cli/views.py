@@ -1,0 +1,296 @@
+"""What a person is shown of a fleet and of one agent: rows made from the JSON of the APIs, pure.
+
+The first question of an operator is which devices are stuck and why, so those come first, and the reason is a
+column of its own. The JSON comes from another version of the program perhaps, so nothing here insists on a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from driftseed.cli.output import human_bytes, human_seconds, short
+
+SILENT_S: Final = 180.0
+"""Seconds without a word after which a device counts as silent: six missed comparisons of versions."""
+
+Json = Mapping[str, Any]
+
+
+class Condition(IntEnum):
+    """How a device does, the worst first."""
+
+    FAILED = 0
+    SILENT = 1
+    WAITING = 2
+    WORKING = 3
+    WELL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One device, judged."""
+
+    device: str
+    condition: Condition
+    state: str
+    why: str
+    release: str
+    """What it is stuck or busy with; empty when it is neither."""
+
+
+def view_device(device: Json) -> DeviceView:
+    """Judge one entry of the hub's ``/v1/devices``."""
+    identity = str(device.get("device", ""))
+    failed = _object(device.get("failed"))
+    doing = _object(device.get("doing"))
+    heard = device.get("heard_s")
+    if failed:
+        why = _why(failed)
+        return DeviceView(identity, Condition.FAILED, "failed", why, _release(failed))
+    if not device.get("connected") and (not isinstance(heard, int | float) or heard > SILENT_S):
+        last = f"last at {doing.get('state', '')} {_release(doing)}" if doing else "nothing was under way"
+        return DeviceView(
+            identity, Condition.SILENT, f"silent {human_seconds(_number(heard))}", last, _release(doing)
+        )
+    if doing:
+        update = _update_of(device, doing)
+        state = str(doing.get("state", ""))
+        why = _why(update) or _why(doing)
+        if state == "waiting":
+            return DeviceView(identity, Condition.WAITING, state, why, _release(doing))
+        percent = f"{_number(doing.get('progress')) or 0:.0%}"
+        return DeviceView(identity, Condition.WORKING, f"{state} {percent}", why, _release(doing))
+    return DeviceView(identity, Condition.WELL, "well", "", "")
+
+
+def device_rows(devices: Sequence[Json]) -> list[list[str]]:
+    """Rows for ``DEVICE_COLUMNS``, those that need a person first."""
+    views = [(view_device(device), device) for device in devices]
+    views.sort(key=lambda pair: (pair[0].condition, pair[0].device))
+    return [
+        [
+            short(view.device),
+            view.state,
+            view.release,
+            view.why,
+            _installed(device),
+            str(device.get("path") or "-"),
+            human_seconds(_number(device.get("heard_s"))),
+            _pairs(_object(device.get("labels"))),
+            _pairs(
+                {
+                    k: v
+                    for k, v in _object(device.get("inventory")).items()
+                    if k in {"arch", "board", "hostname"}
+                }
+            ),
+        ]
+        for view, device in views
+    ]
+
+
+DEVICE_COLUMNS: Final = (
+    "DEVICE",
+    "STATE",
+    "UPDATE",
+    "WHY",
+    "INSTALLED",
+    "PATH",
+    "HEARD",
+    "LABELS",
+    "MACHINE",
+)
+
+
+def attention(devices: Sequence[Json]) -> list[dict[str, str]]:
+    """The devices that need a person, the worst first: what ``driftseed status`` ends with."""
+    views = sorted(
+        (view_device(device) for device in devices), key=lambda view: (view.condition, view.device)
+    )
+    return [
+        {"device": view.device, "state": view.state, "update": view.release, "why": view.why}
+        for view in views
+        if view.condition <= Condition.WAITING
+    ]
+
+
+DEPLOYMENT_COUNTS: Final = (
+    "succeeded",
+    "installing",
+    "downloading",
+    "waiting",
+    "failed",
+    "rolled-back",
+    "refused",
+    "silent",
+)
+DEPLOYMENT_COLUMNS: Final = ("SEQ", "RELEASE", "TO", *(name.upper() for name in DEPLOYMENT_COUNTS))
+
+
+def deployment_rows(deployments: Sequence[Json]) -> list[list[str]]:
+    """Rows for ``DEPLOYMENT_COLUMNS``, the newest first."""
+    newest = sorted(deployments, key=lambda one: _number(one.get("sequence")) or 0, reverse=True)
+    return [
+        [
+            str(one.get("sequence", "")),
+            _release(one),
+            str(one.get("selector") or "all"),
+            *(str(_object(one.get("counts")).get(name) or "-") for name in DEPLOYMENT_COUNTS),
+        ]
+        for one in newest
+    ]
+
+
+def deployment_failures(deployments: Sequence[Json]) -> list[list[str]]:
+    """Rows (release, device, why) of every device on which a deployment failed."""
+    return [
+        [_release(one), short(str(failure.get("device", ""))), _why(failure)]
+        for one in deployments
+        for failure in _objects(one.get("failed"))
+    ]
+
+
+def hub_lines(status: Json) -> list[str]:
+    """A hub's ``/v1/status`` in words."""
+    devices = _object(status.get("devices"))
+    return [
+        f"fleet     {status.get('fleet_name', '')}  {short(str(status.get('fleet', '')))}",
+        f"hub       {status.get('address') or short(str(status.get('device', '')))}, "
+        f"up {human_seconds(_number(status.get('uptime_s')))}",
+        f"metadata  timestamp {status.get('timestamp_version', '-')}, "
+        f"snapshot {status.get('snapshot_version', '-')}, expires {status.get('metadata_expires', '-')}",
+        f"devices   {devices.get('known', 0)} known, {devices.get('connected', 0)} connected, "
+        f"{devices.get('stuck', 0)} stuck",
+        f"content   {_content(status)}",
+    ]
+
+
+def agent_lines(status: Json) -> list[str]:
+    """An agent's ``/v1/status`` in words, what is wrong last so that it stands above the prompt."""
+    lines = [
+        f"fleet       {status.get('fleet_name', '')}  {short(str(status.get('fleet', '')))}",
+        f"device      {status.get('device', '')} ({status.get('role', 'agent')}), "
+        f"up {human_seconds(_number(status.get('uptime_s')))}",
+        f"connected   {status.get('hubs', 0)} hubs, {status.get('neighbours', 0)} neighbours",
+        f"metadata    timestamp {status.get('timestamp_version', '-')}, "
+        f"snapshot {status.get('snapshot_version', '-')}, expires {status.get('metadata_expires', '-')}",
+        f"installed   {_installed(status) or 'nothing yet'}",
+        f"labels      {_pairs(_object(status.get('labels'))) or '-'}",
+        f"content     {_content(status)}, {human_bytes(_number(status.get('free_bytes')) or 0)} free on the disk",
+    ]
+    refusals = _objects(status.get("refusals"))
+    lines += [f"refused     {one.get('reason', '')}: {one.get('detail', '')}" for one in refusals[:5]]
+    for problem in _objects(status.get("problems")):
+        lines.append(f"problem     {problem.get('message', '')}")
+        if problem.get("hint"):
+            lines.append(f"            {problem['hint']}")
+    return lines
+
+
+PEER_COLUMNS: Final = (
+    "DEVICE",
+    "ROLE",
+    "STATE",
+    "PATH",
+    "RTT",
+    "ADDRESS",
+    "SINCE",
+    "DIR",
+    "IN",
+    "OUT",
+    "FOR",
+)
+
+
+def peer_rows(peers: Sequence[Json]) -> list[list[str]]:
+    """Rows for ``PEER_COLUMNS``."""
+    return [
+        [
+            short(str(peer.get("device", ""))),
+            str(peer.get("role", "")),
+            str(peer.get("state", "")),
+            str(peer.get("path") or "-"),
+            f"{rtt:.0f} ms" if (rtt := _number(peer.get("rtt_ms"))) is not None else "-",
+            str(peer.get("address") or "-"),
+            human_seconds(_number(peer.get("since_s"))),
+            str(peer.get("direction", "")),
+            human_bytes(_number(peer.get("bytes_in")) or 0),
+            human_bytes(_number(peer.get("bytes_out")) or 0),
+            ",".join(str(purpose) for purpose in peer.get("purpose") or ()),
+        ]
+        for peer in peers
+    ]
+
+
+UPDATE_COLUMNS: Final = ("DEPLOYMENT", "RELEASE", "STATE", "DONE", "WHY", "TRIES", "SECONDS", "BYTES FROM")
+
+
+def update_rows(updates: Sequence[Json]) -> list[list[str]]:
+    """Rows for ``UPDATE_COLUMNS``, in the order given."""
+    return [
+        [
+            str(update.get("deployment", "")),
+            _release(update),
+            str(update.get("state", "")),
+            f"{_number(update.get('progress')) or 0:.0%}",
+            _why(update),
+            str(update.get("attempts", "")),
+            f"{seconds:.1f}" if (seconds := _number(update.get("seconds"))) is not None else "-",
+            ", ".join(
+                f"{source} {human_bytes(_number(count) or 0)}"
+                for source, count in _object(update.get("bytes_from")).items()
+            ),
+        ]
+        for update in updates
+    ]
+
+
+def _object(value: object) -> Json:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _objects(value: object) -> list[Json]:
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _why(value: Json) -> str:
+    reason, detail = str(value.get("reason") or ""), str(value.get("detail") or "")
+    return f"{reason}: {detail}" if reason and detail else reason or detail
+
+
+def _release(value: Json) -> str:
+    return f"{value.get('release', '')} {value.get('version', '')}".strip()
+
+
+def _installed(value: Json) -> str:
+    installed = _object(value.get("installed"))
+    return ", ".join(
+        f"{name} {_object(what).get('version', what)}" if isinstance(what, Mapping) else f"{name} {what}"
+        for name, what in installed.items()
+    )
+
+
+def _pairs(values: Json) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(values.items()))
+
+
+def _content(status: Json) -> str:
+    content = _object(status.get("content"))
+    return (
+        f"{content.get('files', 0)} files, {human_bytes(_number(content.get('bytes')) or 0)} "
+        f"of {human_bytes(_number(content.get('quota')) or 0)}"
+    )
+
+
+def _update_of(device: Json, doing: Json) -> Json:
+    for update in _objects(device.get("updates")):
+        if (update.get("release"), update.get("version")) == (doing.get("release"), doing.get("version")):
+            return update
+    return {}
