@@ -4,6 +4,7 @@
 #   make test     the whole test suite       (ARGS='-k journal -n 0' is handed to pytest)
 #   make check    lint, types, test: what CI runs
 #   make bench    the benchmarks, with their method and figures
+#   make docs     write the tables in docs/ that are made from the source
 #   make lock     resolve requirements/constraints.txt anew
 #
 # PYTHON=… names another interpreter, VENV=… another place for the virtual environment.
@@ -20,7 +21,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13; do 
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # two pip runs in one environment spoil it
-.PHONY: help demo test lint types bench check lock clean
+.PHONY: help demo test lint types bench check docs lock clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +43,9 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint types test
+
+docs: $(VENV)/.dev
+	$(BIN)/python tests/support_docs.py
 
 # A stamp is written only when its step is done, so that an interrupted one is done again.
 $(VENV)/.created:

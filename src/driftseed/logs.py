@@ -168,8 +168,10 @@ def _field(name: str, value: object, depth: int = 0) -> Plain:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Plain]:
-    fields: Mapping[str, object] = getattr(record, _FIELDS, {})
-    return {name: _field(name, value) for name, value in fields.items()}
+    fields = getattr(record, _FIELDS, None)
+    if not isinstance(fields, Mapping):  # another library's attribute of the same name
+        return {}
+    return {str(name): _field(str(name), value) for name, value in fields.items()}
 
 
 def _traceback(record: logging.LogRecord) -> str:
