@@ -161,6 +161,22 @@ def check_invitation(data: bytes, *, keys: Iterable[str], fleet: FleetId, now: f
     return invitation
 
 
+def invitation_signer(data: bytes) -> str:
+    """The enrolment key by which an invitation was signed, public, hexadecimal.
+
+    Whoever got the ticket from an operator believes this key until signed metadata names the fleet's.
+
+    Raises:
+        TicketRefused: the invitation is malformed, or its signature is not by the key that it names.
+    """
+    try:
+        envelope = decode_envelope(data, limits.CERTIFICATE_BYTES_MAX)
+        envelope.verify(INVITATION_CONTEXT)
+    except EnvelopeError as error:
+        raise TicketRefused(f"the ticket's admission secret is forged or damaged: {error}") from None
+    return envelope.signer
+
+
 class Membership:
     """Checks the certificates of others.
 

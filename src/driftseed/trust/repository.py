@@ -67,7 +67,7 @@ from driftseed.trust.chain import (
 from driftseed.trust.change import Change
 from driftseed.trust.founding import ENROLMENT, found_fleet
 from driftseed.trust.keys import Passphrase, load_private, load_signer
-from driftseed.trust.layout import FleetDirectory
+from driftseed.trust.layout import CONTENT, FleetDirectory
 from driftseed.trust.signing import Clock, instant
 from driftseed.trust.tufapi import CryptoSigner, Root, Snapshot, TargetFile, Targets, Timestamp
 
@@ -198,6 +198,11 @@ class FleetRepository:
     def files(self) -> dict[str, bytes]:
         """``metadata_files`` and ``target_files`` together: what a device needs besides content."""
         return {**self.metadata_files(), **self.target_files()}
+
+    @property
+    def content_directory(self) -> Path:
+        """Where the artifacts are, each under its SHA-256."""
+        return self._directory.path / CONTENT
 
     def content(self, artifact: Artifact) -> Path:
         """The artifact's file. Raises NotFound when this copy of the directory lacks it."""
