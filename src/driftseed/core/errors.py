@@ -388,3 +388,10 @@ class Interrupted(DeviceError):
 
     exit_code = 83
     reason = "interrupted"
+
+
+class RebootFailed(DeviceError):
+    """The device was to reboot and did not."""
+
+    exit_code = 84
+    reason = "reboot-failed"

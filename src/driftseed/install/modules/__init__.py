@@ -1,0 +1,1 @@
+"""Update modules that come with the agent. They are programs: ``run.py`` starts them."""
