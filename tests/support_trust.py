@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from driftseed.core.errors import FileMissing
 from driftseed.core.model import Artifact, ReleaseManifest
+from driftseed.trust.chain import TIMESTAMP_NAME, metadata_name, parse, target_name, verify_chain
+from driftseed.trust.keys import signer_for
 from driftseed.trust.repository import FleetRepository
+from driftseed.trust.signing import meta_file, sign
+from driftseed.trust.tufapi import MetaFile, Root, SignedT, Snapshot, TargetFile, Targets, Timestamp
 
 NOW = 1_800_000_000.0
 DAY = 86400.0
@@ -90,3 +95,94 @@ class Neighbour:
             return self.files[name]
         except KeyError:
             raise FileMissing(f"no {name}") from None
+
+
+# --- thieves of keys --------------------------------------------------------------------------------
+
+
+@dataclass
+class Thief:
+    """Signs metadata with the keys of a fleet directory that it has, asking nobody's rules.
+
+    ``files`` is the whole repository as the thief would serve it.
+    """
+
+    repository: FleetRepository
+    sign_as: dict[str, str] = field(default_factory=dict)
+    """For a role whose key it lacks, the key that it signs with instead."""
+    keep_keyid: bool = False
+    """Put the right key's id on the false signatures."""
+
+    def __post_init__(self) -> None:
+        self.files = self.repository.files()
+        self.chain = verify_chain(self.repository.first_root, self.files.get)
+
+    def publish(
+        self,
+        changes: Mapping[str, Callable[[Targets], None]],
+        *,
+        timestamp_version: int | None = None,
+        snapshot_changes: Callable[[Snapshot], None] = lambda _: None,
+    ) -> dict[str, bytes]:
+        """Change roles, then sign them, a snapshot and a timestamp."""
+        name = metadata_name("snapshot", self.chain.snapshot.version)
+        snapshot = parse(self.files[name], Snapshot, name).signed
+        for role, change in changes.items():
+            old = self.chain.targets if role == "targets" else self.chain.delegated[role]
+            name = metadata_name(role, old.version)
+            payload = parse(self.files[name], Targets, name).signed
+            change(payload)
+            payload.version += 1
+            data = self.files[metadata_name(role, payload.version)] = self.sign(role, payload)
+            snapshot.meta[f"{role}.json"] = meta_file(payload.version, data)
+        snapshot.version += 1
+        snapshot_changes(snapshot)
+        data = self.files[metadata_name("snapshot", snapshot.version)] = self.sign("snapshot", snapshot)
+        self.stamp(meta_file(snapshot.version, data), timestamp_version)
+        return self.files
+
+    def stamp(self, snapshot: MetaFile, version: int | None = None) -> dict[str, bytes]:
+        """Sign a timestamp over a snapshot."""
+        payload = Timestamp(
+            version=version or self.chain.timestamp.version + 1,
+            expires=self.chain.timestamp.expires,
+            snapshot_meta=snapshot,
+        )
+        self.files[TIMESTAMP_NAME] = self.sign("timestamp", payload)
+        return self.files
+
+    def rotate_root(self, change: Callable[[Root], None], signed_by: list[str]) -> dict[str, bytes]:
+        """Change the newest root and sign it with these key files."""
+        chain = verify_chain(self.repository.first_root, self.files.get)
+        name = metadata_name("root", chain.root.version)
+        payload = parse(self.files[name], Root, name).signed
+        change(payload)
+        payload.version += 1
+        signers = [signer_for(self.repository.private_key(key)) for key in signed_by]
+        self.files[metadata_name("root", payload.version)] = sign(payload, signers)
+        return self.files
+
+    def add_document(self, payload: Targets, path: str, data: bytes) -> None:
+        """List a small file in a role, and serve it."""
+        target = TargetFile.from_data(path, data, ["sha256"])
+        payload.targets[path] = target
+        self.files[target_name(path, target.hashes["sha256"])] = data
+
+    def sign(self, role: str, payload: SignedT) -> bytes:
+        data = sign(payload, [signer_for(self.repository.private_key(self.sign_as.get(role, role)))])
+        if self.keep_keyid and role in self.sign_as:
+            document = json.loads(data)
+            document["signatures"][0]["keyid"] = signer_for(
+                self.repository.private_key(role)
+            ).public_key.keyid
+            data = json.dumps(document).encode()
+        return data
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file under a directory with its content."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.name != "lock"
+    }
