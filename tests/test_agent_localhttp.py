@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from driftseed.agent.localhttp import SOCKET_PATH_BYTES_MAX, LocalServer, bind_socket
+from driftseed.agent.localhttp import LocalServer
 from driftseed.agent.router import Request, Response, Router, decode_path
 from driftseed.core import limits
 from driftseed.core.errors import (
@@ -35,6 +35,7 @@ from driftseed.core.errors import (
     PeerUnreachable,
     RequestRefused,
 )
+from driftseed.node.unixsocket import SOCKET_PATH_BYTES_MAX, bind_socket
 from support_http import WAIT_S, RawClient, ask
 
 ERRORS: dict[str, DriftseedError] = {

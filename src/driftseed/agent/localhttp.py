@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
-import socket
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -23,72 +19,16 @@ import h11
 
 from driftseed.agent.router import Request, Response, Router, request_path
 from driftseed.core import limits
-from driftseed.core.errors import AlreadyRunning, DeviceError, DriftseedError, RequestRefused
+from driftseed.core.errors import DriftseedError, RequestRefused
+from driftseed.node.unixsocket import bind_socket, remove_socket
 
 _log = logging.getLogger(__name__)
 
-SOCKET_PATH_BYTES_MAX: Final = 107
-"""Bytes of a Unix socket's path: sun_path has 108 with the final zero (unix(7))."""
 _READ_BYTES: Final = 64 * limits.KIB
-_BACKLOG: Final = 128
 _LINGER_S: Final = 1.0
 """Seconds for which a client that still sends is listened to after its answer, so that it can read that."""
 _GRACE_S: Final = 1.0
 """Seconds that requests under way get to end when the server closes."""
-
-
-def bind_socket(path: Path) -> socket.socket:
-    """A Unix socket that listens at a path which only its owner may connect to, at any moment.
-
-    A socket that nobody listens at any more (its process was killed) is replaced. Two processes that start
-    at the same moment are kept apart by the data directory's lock, not here.
-
-    Raises:
-        AlreadyRunning: a living process listens there.
-        DeviceError: the path is too long, is taken by something else, or cannot be made.
-    """
-    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-        raise DeviceError(
-            f"the path of the socket has more than {SOCKET_PATH_BYTES_MAX} bytes: {path}",
-            hint="choose a data directory with a shorter path",
-        )
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # On Linux the file takes the mode of the unbound socket (less the umask): it is never wider than
-        # this. Elsewhere chmod does it; until listen() the kernel refuses connections in any case.
-        os.fchmod(listener.fileno(), 0o600)
-        listener.bind(os.fspath(path))
-        path.chmod(0o600)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise AlreadyRunning(f"another process has just taken {path}") from None
-        raise DeviceError(f"cannot listen at {path}: {error.strerror}") from error
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise DeviceError(f"cannot listen at {path}: {error.strerror}") from error
-    if not stat.S_ISSOCK(mode):
-        raise DeviceError(f"{path} exists and is not a socket", hint="move it away, or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # Not blocking: a living process whose backlog is full is alive (EAGAIN), not stale.
-        probe.setblocking(False)
-        result = probe.connect_ex(os.fspath(path))
-    if result not in {errno.ECONNREFUSED, errno.ENOENT}:
-        raise AlreadyRunning(
-            f"another process listens at {path}",
-            hint="stop that one first, or choose another data directory",
-        )
-    path.unlink(missing_ok=True)
 
 
 class LocalServer:
@@ -131,7 +71,7 @@ class LocalServer:
     async def start(self) -> None:
         """Begin to listen. Raises AlreadyRunning or DeviceError, see ``bind_socket``."""
         listener = bind_socket(self.path)
-        self._inode = self.path.stat().st_ino
+        self._inode = self.path.lstat().st_ino
         self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=_READ_BYTES)
 
     async def close(self) -> None:
@@ -141,9 +81,7 @@ class LocalServer:
         self._closing = True
         server, self._server = self._server, None
         server.close()
-        with contextlib.suppress(OSError):
-            if self.path.lstat().st_ino == self._inode:
-                self.path.unlink()
+        remove_socket(self.path, self._inode)
         for task, connection in self._connections.items():
             if not connection.busy:
                 task.cancel()
