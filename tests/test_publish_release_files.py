@@ -236,20 +236,20 @@ def test_a_truncated_tar_archive_is_refused_with_the_place(
 
 @pytest.mark.parametrize("members", [1, 2, 3])
 def test_a_tar_archive_cut_off_between_two_members_is_refused(tmp_path: Path, members: int) -> None:
-    """tar unpacks such a file without a word, and a device would run half an application."""
+    """Such a file is unpacked by tar without a word, and a device would run half an application."""
     path = tmp_path / "app.tar"
     path.write_bytes(make_tar(size=1024)[: members * 1536])
-    with pytest.raises(ArtifactUnreadable, match=f"after 'lib/module_{members - 1}.py'.*cut off between"):
+    with pytest.raises(ArtifactUnreadable, match=rf"after 'lib/module_{members - 1}.py'.*cut off between"):
         check_archive(path)
 
 
 def test_a_tar_archive_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
-    """tarfile ends at such a header as if the archive ended there."""
+    """Python's tarfile ends at such a header as if the archive ended there."""
     data = bytearray(make_tar(size=1024))
     data[1536 + 100] ^= 0xFF
     path = tmp_path / "app.tar"
     path.write_bytes(data)
-    with pytest.raises(ArtifactUnreadable, match="after 'lib/module_0.py'.*no header"):
+    with pytest.raises(ArtifactUnreadable, match=r"after 'lib/module_0.py'.*no header"):
         check_archive(path)
 
 

@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """``driftseed agent``: the daemon on a device, and questions to it over its socket."""
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from driftseed.cli.options import (
 )
 from driftseed.cli.values import parse_pairs
 from driftseed.core import limits
-from driftseed.core.addresses import parse_host_port
 from driftseed.core.errors import Misuse, NotFound, TicketDamaged
 from driftseed.logs import LogFormat, LogLevel, LogOptions
 
@@ -49,10 +50,10 @@ def join(
 ) -> None:
     """Become a member of a fleet: trade a ticket's secret for a membership certificate."""
     text = _read_ticket(ticket)
-    import asyncio  # noqa: PLC0415 - see cli/main.py
+    import asyncio
 
-    from driftseed.agent.join import join as join_fleet  # noqa: PLC0415 - as above
-    from driftseed.cli.output import note, print_json  # noqa: PLC0415 - as above
+    from driftseed.agent.join import join as join_fleet
+    from driftseed.cli.output import note, print_json
 
     joined = asyncio.run(join_fleet(text, data))
     if json_output:
@@ -93,7 +94,7 @@ def run(
     data: DataOption = DATA_DEFAULT,
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="UDP address; port 0 takes any free one.")
-    ] = "0.0.0.0:0",  # noqa: S104 - all interfaces: which one reaches others changes as a device roams
+    ] = "0.0.0.0:0",  # all interfaces: which one reaches others changes as a device roams
     inventory: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,10 +109,12 @@ def run(
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Run the agent until it is stopped."""
+    from driftseed.core.addresses import parse_host_port
+
     parse_host_port(listen, "an address to listen on")
     overrides = parse_pairs(inventory or (), "inventory")
-    from driftseed.agent.main import AgentOptions  # noqa: PLC0415 - see cli/main.py
-    from driftseed.agent.main import run as run_agent  # noqa: PLC0415 - see cli/main.py
+    from driftseed.agent.main import AgentOptions
+    from driftseed.agent.main import run as run_agent
 
     run_agent(
         AgentOptions(
@@ -129,8 +132,8 @@ def status(
     *, data: DataOption = DATA_DEFAULT, socket: SocketOption = None, json_output: JsonOption = False
 ) -> None:
     """Show how the agent does, and what is wrong."""
-    from driftseed.cli import views  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import print_json, say  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli import views
+    from driftseed.cli.output import print_json, say
 
     answer = _client(data, socket).get("/v1/status")
     if json_output:
@@ -145,8 +148,8 @@ def peers(
     *, data: DataOption = DATA_DEFAULT, socket: SocketOption = None, json_output: JsonOption = False
 ) -> None:
     """List the devices it is connected to, and by what kind of path."""
-    from driftseed.cli import views  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import print_json, print_table  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli import views
+    from driftseed.cli.output import print_json, print_table
 
     answer = _client(data, socket).get("/v1/peers")
     if json_output:
@@ -162,8 +165,8 @@ def updates(
     *, data: DataOption = DATA_DEFAULT, socket: SocketOption = None, json_output: JsonOption = False
 ) -> None:
     """List updates: state, progress, and where their bytes came from."""
-    from driftseed.cli import views  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import print_json, print_table  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli import views
+    from driftseed.cli.output import print_json, print_table
 
     answer = _client(data, socket).get("/v1/updates")
     if json_output:
@@ -186,9 +189,9 @@ def config(
     json_output: JsonOption = False,
 ) -> None:
     """Show or change the agent's configuration. Values are JSON; what is not is taken as text."""
-    import json  # noqa: PLC0415 - see cli/main.py
+    import json
 
-    from driftseed.cli.output import note, print_json, print_table  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli.output import note, print_json, print_table
 
     changes = {key: _json_or_text(value) for key, value in parse_pairs(settings or (), "setting").items()}
     client = _client(data, socket)
@@ -213,7 +216,7 @@ def announce(
     *, data: DataOption = DATA_DEFAULT, socket: SocketOption = None, json_output: JsonOption = False
 ) -> None:
     """Pass the newest notice on to every neighbour again."""
-    from driftseed.cli.output import print_json, say  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli.output import print_json, say
 
     answer = _client(data, socket).request("POST", "/v1/announce")
     if json_output:
@@ -231,8 +234,8 @@ def show_update(
     json_output: JsonOption = False,
 ) -> None:
     """Show one update with all its states."""
-    from driftseed.cli import views  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import print_json, print_table, say  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli import views
+    from driftseed.cli.output import print_json, print_table, say
 
     client = _client(data, socket)
     answer = client.get(f"/v1/updates/{_find_update(client, deployment)}")
@@ -256,7 +259,7 @@ def remove_update(
     json_output: JsonOption = False,
 ) -> None:
     """Forget a finished update and its content, if it is not what is installed."""
-    from driftseed.cli.output import print_json, say  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli.output import print_json, say
 
     client = _client(data, socket)
     found = _find_update(client, deployment)
@@ -268,7 +271,7 @@ def remove_update(
 
 
 def _client(data: Path, socket: Path | None) -> Client:
-    from driftseed.cli.client import agent_client  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli.client import agent_client
 
     return agent_client(data, socket)
 
@@ -289,7 +292,7 @@ def _find_update(client: Client, beginning: str) -> str:
 
 
 def _json_or_text(value: str) -> object:
-    import json  # noqa: PLC0415 - see cli/main.py
+    import json
 
     try:
         return json.loads(value)

@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """``driftseed bench``: what the parts can do on this machine."""
 
 from __future__ import annotations
@@ -17,6 +19,6 @@ def bench(
     json_output: JsonOption = False,
 ) -> None:
     """Measure throughput, swarms, notices and idle cost on this machine, with the method of each."""
-    from driftseed.bench.main import run  # noqa: PLC0415 - see cli/main.py
+    from driftseed.bench.main import run
 
     raise typer.Exit(run(names=tuple(names or ()), json_output=json_output))

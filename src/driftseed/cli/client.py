@@ -5,6 +5,7 @@ A command line has nothing else to do meanwhile, so this is ``http.client`` and 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -12,13 +13,15 @@ import socket
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
 
 from driftseed.core.errors import AgentUnreachable, DriftseedError, Misuse, UnsafePermissions
 
 TIMEOUT_S: Final = 10.0
 """Seconds for connecting, and for each wait for more of the answer."""
+SEND_TIMEOUT_S: Final = 120.0
+"""Seconds for each wait while a file is sent: the other side hashes gigabytes and waits for its disk."""
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes of an answer: a fleet of ten thousand devices needs about 20 MB."""
 TOKEN_VARIABLE: Final = "DRIFTSEED_TOKEN"  # noqa: S105 - the name of a variable, not a token
@@ -68,21 +71,39 @@ class Client:
             AgentUnreachable: nobody answers, or not in the form of this API.
             RemoteError: it answered with an error.
         """
-        connection, prefix = self._connect()
-        headers = {"Accept": "application/json"}
+        if body is None:
+            return self._exchange(method, path, None, {}, self.timeout_s)
+        headers = {"Content-Type": "application/json"}
+        return self._exchange(method, path, json.dumps(body).encode(), headers, self.timeout_s)
+
+    def send_file(self, path: str, data: bytes | Path) -> dict[str, Any]:
+        """``PUT`` raw bytes, or those of a file, which is not read into memory. Errors as for ``request``."""
+        if isinstance(data, bytes):
+            headers = {"Content-Type": "application/octet-stream"}
+            return self._exchange("PUT", path, data, headers, SEND_TIMEOUT_S)
+        with data.open("rb") as file:
+            headers = {
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(os.fstat(file.fileno()).st_size),
+            }
+            return self._exchange("PUT", path, file, headers, SEND_TIMEOUT_S)
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | BinaryIO | None, headers: dict[str, str], timeout_s: float
+    ) -> dict[str, Any]:
+        connection, prefix = self._connect(timeout_s)
+        headers["Accept"] = "application/json"
         if self.token is not None and not isinstance(self.where, Path):
             headers["Authorization"] = f"Bearer {self.token}"
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
         try:
-            connection.request(method, prefix + path, body=data, headers=headers)
+            # Who refuses a body may answer before it has read it, and then close: the answer says why.
+            with contextlib.suppress(BrokenPipeError):
+                connection.request(method, prefix + path, body=body, headers=headers)
             response = connection.getresponse()
             answer = response.read(ANSWER_BYTES_MAX + 1)
         except TimeoutError:
             raise AgentUnreachable(
-                f"the {self.who} at {self.where} does not answer within {self.timeout_s:g} s",
+                f"the {self.who} at {self.where} does not answer within {timeout_s:g} s",
                 hint=f"look at the {self.who}'s log",
             ) from None
         except (OSError, http.client.HTTPException) as error:
@@ -91,12 +112,12 @@ class Client:
             connection.close()
         return self._decode(response.status, answer)
 
-    def _connect(self) -> tuple[http.client.HTTPConnection, str]:
+    def _connect(self, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
         if isinstance(self.where, Path):
-            return _UnixConnection(self.where, self.timeout_s), ""
+            return _UnixConnection(self.where, timeout_s), ""
         parts = urlsplit(self.where)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=self.timeout_s), f"{parts.path.rstrip('/')}/api"
+        return kind(parts.hostname or "", parts.port, timeout=timeout_s), f"{parts.path.rstrip('/')}/api"
 
     def _unreachable(self, error: Exception) -> AgentUnreachable:
         if isinstance(error, FileNotFoundError | ConnectionRefusedError) and isinstance(self.where, Path):
@@ -113,7 +134,7 @@ class Client:
                 hint=f"run the command as the user that the {self.who} runs as",
             )
         return AgentUnreachable(
-            f"the {self.who} at {self.where} cannot be asked: {error or type(error).__name__}",
+            f"the {self.who} at {self.where} cannot be asked: {str(error) or type(error).__name__}",
             hint=f"is it running, and is this the address of its API? Look at the {self.who}'s log",
         )
 

@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """``driftseed demo``: the whole way of an update, on this machine."""
 
 from __future__ import annotations
@@ -20,6 +22,6 @@ def demo(
     json_output: JsonOption = False,
 ) -> None:
     """Start a hub and some agents here, update them, and try to fool them."""
-    from driftseed.demo.main import run  # noqa: PLC0415 - see cli/main.py
+    from driftseed.demo.main import run
 
     raise typer.Exit(run(devices=devices, keep=keep, json_output=json_output))

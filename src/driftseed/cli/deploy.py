@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """``driftseed deploy``: says which devices shall have which release."""
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ def deploy(
     json_output: JsonOption = False,
 ) -> None:
     """Sign a deployment: these devices shall have this release. Takes effect once it is published."""
-    from uuid import uuid4  # noqa: PLC0415 - see cli/main.py
+    from uuid import uuid4
 
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - see cli/main.py
-    from driftseed.publish.deploy import choose_release, parse_audience, parse_reference  # noqa: PLC0415 - as above
-    from driftseed.publish.release import known_keys  # noqa: PLC0415 - as above
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import note, print_json, say
+    from driftseed.publish.deploy import choose_release, parse_audience, parse_reference
+    from driftseed.publish.release import known_keys
 
     wanted = parse_reference(release, version)
     repository = open_fleet(directory)
@@ -44,6 +46,9 @@ def deploy(
     selector = parse_audience(to, keys)
     chosen = choose_release(repository.releases(), wanted)
     manifest = chosen.manifest
+    if not dry_run:
+        # A wrong passphrase should be heard of before anything is promised.
+        repository.private_key("deployments")
     superseded = [
         one for one in repository.deployments() if (one.release, one.selector) == (manifest.name, selector)
     ]

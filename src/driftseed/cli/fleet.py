@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """``driftseed fleet``: keys, invitations and hubs of a fleet."""
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ import typer
 
 from driftseed.cli.options import FleetDirectory, JsonOption
 from driftseed.cli.values import parse_duration, parse_labels
-from driftseed.core.addresses import format_address, parse_address
 
 app = typer.Typer(help="Make a fleet, invite devices into it, name its hubs.", no_args_is_help=True)
 
@@ -36,15 +37,13 @@ def init(
     json_output: JsonOption = False,
 ) -> None:
     """Make a fleet: its keys, each in a file of its own, and its first signed metadata."""
-    import time  # noqa: PLC0415 - see cli/main.py
+    import time
 
-    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
-    from driftseed.cli.passphrase import NO_PASSPHRASE_MEANS, new_passphrase  # noqa: PLC0415 - as above
-    from driftseed.trust.repository import FleetRepository  # noqa: PLC0415 - as above
+    from driftseed.cli.output import note, print_json, say
+    from driftseed.cli.passphrase import UNENCRYPTED_MEANS, new_passphrase
+    from driftseed.trust.repository import FleetRepository
 
     called = name if name is not None else directory.resolve().name
-    if no_passphrase:
-        note(f"warning: {NO_PASSPHRASE_MEANS}")
     repository = FleetRepository.create(
         directory,
         name=called,
@@ -53,6 +52,8 @@ def init(
         passphrase=new_passphrase(none=no_passphrase),
         clock=time.time,
     )
+    if no_passphrase:
+        note(f"warning: {UNENCRYPTED_MEANS}")
     keys = sorted(path.stem for path in (directory / "keys").iterdir())
     offline = [key for key in keys if key.startswith("root") or key == "targets"]
     if json_output:
@@ -98,13 +99,15 @@ def invite(
     """Print a join ticket: give it to a device as you would give a password."""
     lifetime = parse_duration(expires)
     labels = parse_labels(label or ())
-    written = [parse_address(text) for text in hub or ()]
-    import time  # noqa: PLC0415 - see cli/main.py
+    from driftseed.core.addresses import format_address, parse_address
 
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - as above
-    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
-    from driftseed.publish.fleet import invite as make_ticket  # noqa: PLC0415 - as above
-    from driftseed.publish.resolve import resolve_address  # noqa: PLC0415 - as above
+    written = [parse_address(text) for text in hub or ()]
+    import time
+
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import note, print_json, say
+    from driftseed.publish.fleet import invite as make_ticket
+    from driftseed.publish.resolve import resolve_address
 
     resolved = [resolve_address(address) for address in written]
     for found in (text for one in resolved for text in one.notes):
@@ -142,11 +145,13 @@ def add_hub(
     json_output: JsonOption = False,
 ) -> None:
     """Sign where a hub is, so that tickets and devices know it; an older address of it is replaced."""
+    from driftseed.core.addresses import format_address, parse_address
+
     written = parse_address(address)
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
-    from driftseed.publish import fleet as operating  # noqa: PLC0415 - as above
-    from driftseed.publish.resolve import resolve_address  # noqa: PLC0415 - as above
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import note, print_json, say
+    from driftseed.publish import fleet as operating
+    from driftseed.publish.resolve import resolve_address
 
     resolved = resolve_address(written)
     for text in resolved.notes:
@@ -170,12 +175,13 @@ def remove_hub(
     json_output: JsonOption = False,
 ) -> None:
     """Sign that a hub is gone."""
-    from driftseed.core.ids import parse_device_id  # noqa: PLC0415 - see cli/main.py
+    from driftseed.core.addresses import parse_address
+    from driftseed.core.ids import parse_device_id
 
     device = parse_address(hub).device if "@" in hub or ";" in hub else parse_device_id(hub)
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
-    from driftseed.publish import fleet as operating  # noqa: PLC0415 - as above
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import note, print_json, say
+    from driftseed.publish import fleet as operating
 
     operating.remove_hub(open_fleet(directory), device)
     if json_output:
@@ -188,11 +194,12 @@ def remove_hub(
 @app.command()
 def show(directory: FleetDirectory, *, json_output: JsonOption = False) -> None:
     """Show a fleet: its hubs, deployments, and when its metadata expires. Needs no key."""
-    import time  # noqa: PLC0415 - see cli/main.py
+    import time
 
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - as above
-    from driftseed.cli.output import print_json, print_table, say  # noqa: PLC0415 - as above
-    from driftseed.publish.fleet import days_left, describe  # noqa: PLC0415 - as above
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import print_json, print_table, say
+    from driftseed.core.addresses import format_address
+    from driftseed.publish.fleet import days_left, describe
 
     repository = open_fleet(directory)
     found = describe(repository)
@@ -240,9 +247,9 @@ def hub_kit(
     json_output: JsonOption = False,
 ) -> None:
     """Write what makes a machine a hub of this fleet: carry it there, then remove it here."""
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import note, print_json, say  # noqa: PLC0415 - as above
-    from driftseed.publish.fleet import write_hub_kit  # noqa: PLC0415 - as above
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import note, print_json, say
+    from driftseed.publish.fleet import write_hub_kit
 
     write_hub_kit(open_fleet(directory), file)
     secrets = ["enrolment", "timestamp"]
@@ -259,6 +266,6 @@ def hub_kit(
 
 
 def _instant(seconds: float) -> str:
-    from driftseed.trust.membership import describe_time  # noqa: PLC0415 - see cli/main.py
+    from driftseed.trust.membership import describe_time
 
     return describe_time(seconds)

@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """``driftseed hub``: the publicly reachable node."""
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from typing import Annotated
 import typer
 
 from driftseed.cli.options import LogFileOption, LogFormatOption, LogLevelOption
-from driftseed.core.addresses import parse_host_port, parse_relay_url
 from driftseed.core.errors import Misuse
 from driftseed.logs import LogFormat, LogLevel, LogOptions
 
@@ -52,14 +53,16 @@ def run(
     log_level: LogLevelOption = LogLevel.INFO,
 ) -> None:
     """Run a hub until it is stopped. Prints its address when it is ready."""
+    from driftseed.core.addresses import parse_host_port, parse_relay_url
+
     for text in (listen, *(public or ())):
         parse_host_port(text, "an address of a hub")
     if relay_url is not None:
         parse_relay_url(relay_url)
     if not kit.is_file():
         raise Misuse(f"there is no hub kit {str(kit)!r}", hint="make one: driftseed fleet hub-kit DIR FILE")
-    from driftseed.hub.main import HubOptions  # noqa: PLC0415 - see cli/main.py
-    from driftseed.hub.main import run as run_hub  # noqa: PLC0415 - see cli/main.py
+    from driftseed.hub.main import HubOptions
+    from driftseed.hub.main import run as run_hub
 
     run_hub(
         HubOptions(

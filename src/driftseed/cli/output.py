@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """What commands print: JSON for programs on standard output, words and tables for people.
 
 Names, reasons and inventories come from devices, so nothing of them reaches a terminal before its control
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +36,7 @@ def note(text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """Escape control characters other than newlines: ESC becomes ``\\x1b``, in letters."""
+    r"""Escape control characters other than newlines: ESC becomes ``\x1b``, in letters."""
     if text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
@@ -58,10 +60,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         rows: cells, as many in each row as there are columns.
         right: headings of columns of figures.
     """
-    from rich import box  # noqa: PLC0415 - an agent must not pay for tables that it never prints
-    from rich.console import Console  # noqa: PLC0415 - as above
-    from rich.table import Table  # noqa: PLC0415 - as above
-    from rich.text import Text  # noqa: PLC0415 - as above
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
@@ -74,22 +76,29 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
     console.print(table)
 
 
+class Bar:
+    """A bar over bytes. This one is for where there is no terminal, and shows nothing."""
+
+    def advance(self, what: str, count: int) -> None:
+        """So many bytes more are done."""
+
+    def show(self, done: int, total: int, what: str) -> None:
+        """So many bytes of so many are done."""
+
+
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar over bytes on standard error, shown only where there is a terminal.
+def progress_bar(total: int = 0) -> Iterator[Bar]:
+    """A bar on standard error, shown only where that is a terminal.
 
     Args:
         total: bytes expected in all; 0 when not known.
-
-    Yields:
-        A function to call with what is being done and how many bytes more are done.
     """
     if not sys.stderr.isatty():
-        yield lambda _what, _bytes: None
+        yield Bar()
         return
-    from rich.console import Console  # noqa: PLC0415 - only where a bar is shown
-    from rich.markup import escape  # noqa: PLC0415 - as above
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(
         TextColumn("{task.description}"),
@@ -101,10 +110,14 @@ def progress_bar(total: int) -> Iterator[Callable[[str, int], None]]:
     ) as progress:
         task = progress.add_task("", total=total or None)
 
-        def advance(what: str, count: int) -> None:
-            progress.update(task, description=escape(visible(what)), advance=count)
+        class Shown(Bar):
+            def advance(self, what: str, count: int) -> None:
+                progress.update(task, description=escape(visible(what)), advance=count)
 
-        yield advance
+            def show(self, done: int, total: int, what: str) -> None:
+                progress.update(task, description=escape(visible(what)), completed=done, total=total)
+
+        yield Shown()
 
 
 def human_bytes(count: float) -> str:

@@ -11,7 +11,7 @@ from driftseed.core.errors import Misuse, PassphraseNeeded
 
 VARIABLE: Final = "DRIFTSEED_PASSPHRASE"
 
-NO_PASSPHRASE_MEANS: Final = (
+UNENCRYPTED_MEANS: Final = (
     "keys are written without a passphrase: whoever can read these files, a backup of them or this disk "
     "can sign releases and deployments for the whole fleet"
 )

@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """``driftseed release``: artifacts under a name and version, each with the devices it is for."""
 
 from __future__ import annotations
@@ -65,14 +67,14 @@ def create(
     json_output: JsonOption = False,
 ) -> None:
     """Check the files, make torrents of them, and sign them as a release."""
-    import tempfile  # noqa: PLC0415 - see cli/main.py
-    from datetime import UTC, datetime  # noqa: PLC0415 - as above
+    import tempfile
+    from datetime import UTC, datetime
 
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - as above
-    from driftseed.cli.output import note, print_json, progress_bar, say  # noqa: PLC0415 - as above
-    from driftseed.core.ids import parse_safe_name  # noqa: PLC0415 - as above
-    from driftseed.publish import release as making  # noqa: PLC0415 - as above
-    from driftseed.publish.artifacts import split_artifact, total_length  # noqa: PLC0415 - as above
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import note, print_json, progress_bar, say
+    from driftseed.core.ids import parse_safe_name
+    from driftseed.publish import release as making
+    from driftseed.publish.artifacts import split_artifact, total_length
 
     request = making.ReleaseRequest(
         name=parse_safe_name(name, "release name"),
@@ -90,13 +92,13 @@ def create(
         # A wrong passphrase should be heard of before gigabytes are read.
         repository.private_key("releases")
     with tempfile.TemporaryDirectory(prefix="driftseed-") as scratch:
-        with progress_bar(total_length(request.artifacts)) as progress:
+        with progress_bar(total_length(request.artifacts)) as bar:
             plan = making.plan_release(
                 request,
                 keys=None if allow_unknown_key else making.known_keys(repository.labels),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 scratch=Path(scratch),
-                progress=progress,
+                progress=bar.advance,
             )
         if not json_output:
             _print_variants(plan.manifest)
@@ -119,9 +121,9 @@ def create(
 @app.command("list")
 def list_releases(directory: FleetDirectory, *, json_output: JsonOption = False) -> None:
     """List the releases, by name, the newest version first."""
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import human_bytes, print_json, print_table  # noqa: PLC0415 - as above
-    from driftseed.publish.release import newest_first  # noqa: PLC0415 - as above
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import human_bytes, print_json, print_table
+    from driftseed.publish.release import newest_first
 
     found = newest_first(open_fleet(directory).releases())
     if json_output:
@@ -153,9 +155,9 @@ def show(
     json_output: JsonOption = False,
 ) -> None:
     """Show one release: its artifacts, and what a device does with it."""
-    from driftseed.cli.fleetdir import open_fleet  # noqa: PLC0415 - see cli/main.py
-    from driftseed.cli.output import print_json, say  # noqa: PLC0415 - as above
-    from driftseed.publish.deploy import choose_release, parse_reference  # noqa: PLC0415 - as above
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import print_json, say
+    from driftseed.publish.deploy import choose_release, parse_reference
 
     found = choose_release(open_fleet(directory).releases(), parse_reference(name, version))
     manifest = found.manifest
@@ -172,13 +174,13 @@ def show(
 
 
 def _release_object(manifest: ReleaseManifest, digest: Digest) -> dict[str, Any]:
-    import msgspec  # noqa: PLC0415 - see cli/main.py
+    import msgspec
 
     return {**msgspec.to_builtins(manifest), "manifest_sha256": digest}
 
 
 def _print_variants(manifest: ReleaseManifest) -> None:
-    from driftseed.cli.output import human_bytes, print_table, short  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli.output import human_bytes, print_table, short
 
     print_table(
         ("FILE", "SIZE", "SHA-256", "FOR"),

@@ -1,3 +1,5 @@
+# ruff: noqa: PLC0415 - a command imports what it needs when it runs: see cli/main.py
+
 """``driftseed status``, ``devices``, ``deployments``: what a hub knows of the fleet."""
 
 from __future__ import annotations
@@ -7,7 +9,6 @@ from typing import Annotated, Final
 
 import typer
 
-from driftseed.cli.client import hub_client
 from driftseed.cli.options import JsonOption
 from driftseed.cli.output import print_json, print_table, say, short
 from driftseed.core.errors import Misuse
@@ -40,7 +41,8 @@ def status(
     *, hub: HubOption = HUB_DEFAULT, token: TokenOption = None, json_output: JsonOption = False
 ) -> None:
     """Show a fleet as a hub sees it, and which devices are stuck and why."""
-    from driftseed.cli import views  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli import views
+    from driftseed.cli.client import hub_client
 
     client = hub_client(hub, token)
     answer = client.get("/v1/status")
@@ -73,7 +75,8 @@ def devices(
     ] = False,
 ) -> None:
     """List the devices, those that are stuck first, each with the reason."""
-    from driftseed.cli import views  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli import views
+    from driftseed.cli.client import hub_client
 
     if watch and json_output:
         raise Misuse("--watch is for people and --json for programs", hint="give one of them")
@@ -95,7 +98,8 @@ def deployments(
     *, hub: HubOption = HUB_DEFAULT, token: TokenOption = None, json_output: JsonOption = False
 ) -> None:
     """List the deployments with how far each has got, and on which devices it failed."""
-    from driftseed.cli import views  # noqa: PLC0415 - see cli/main.py
+    from driftseed.cli import views
+    from driftseed.cli.client import hub_client
 
     answer = hub_client(hub, token).get("/v1/deployments")
     if json_output:

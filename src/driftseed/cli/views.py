@@ -16,6 +16,9 @@ from driftseed.cli.output import human_bytes, human_seconds, short
 SILENT_S: Final = 180.0
 """Seconds without a word after which a device counts as silent: six missed comparisons of versions."""
 
+REFUSALS_SHOWN_MAX: Final = 5
+"""Refusals, the newest first, that ``agent status`` shows."""
+
 Json = Mapping[str, Any]
 
 
@@ -156,38 +159,50 @@ def deployment_failures(deployments: Sequence[Json]) -> list[list[str]]:
 def hub_lines(status: Json) -> list[str]:
     """A hub's ``/v1/status`` in words."""
     devices = _object(status.get("devices"))
-    return [
-        f"fleet     {status.get('fleet_name', '')}  {short(str(status.get('fleet', '')))}",
-        f"hub       {status.get('address') or short(str(status.get('device', '')))}, "
-        f"up {human_seconds(_number(status.get('uptime_s')))}",
-        f"metadata  timestamp {status.get('timestamp_version', '-')}, "
-        f"snapshot {status.get('snapshot_version', '-')}, expires {status.get('metadata_expires', '-')}",
-        f"devices   {devices.get('known', 0)} known, {devices.get('connected', 0)} connected, "
-        f"{devices.get('stuck', 0)} stuck",
-        f"content   {_content(status)}",
-    ]
+    counts = ", ".join(f"{devices.get(name, 0)} {name}" for name in ("known", "connected", "stuck"))
+    return _described(
+        [
+            ("fleet", f"{status.get('fleet_name', '')}  {short(str(status.get('fleet', '')))}"),
+            ("hub", f"{status.get('address') or status.get('device', '')}, {_up(status)}"),
+            ("metadata", _metadata(status)),
+            ("devices", counts),
+            ("content", _content(status)),
+        ]
+    )
 
 
 def agent_lines(status: Json) -> list[str]:
     """An agent's ``/v1/status`` in words, what is wrong last so that it stands above the prompt."""
+    free = human_bytes(_number(status.get("free_bytes")) or 0)
     lines = [
-        f"fleet       {status.get('fleet_name', '')}  {short(str(status.get('fleet', '')))}",
-        f"device      {status.get('device', '')} ({status.get('role', 'agent')}), "
-        f"up {human_seconds(_number(status.get('uptime_s')))}",
-        f"connected   {status.get('hubs', 0)} hubs, {status.get('neighbours', 0)} neighbours",
-        f"metadata    timestamp {status.get('timestamp_version', '-')}, "
-        f"snapshot {status.get('snapshot_version', '-')}, expires {status.get('metadata_expires', '-')}",
-        f"installed   {_installed(status) or 'nothing yet'}",
-        f"labels      {_pairs(_object(status.get('labels'))) or '-'}",
-        f"content     {_content(status)}, {human_bytes(_number(status.get('free_bytes')) or 0)} free on the disk",
+        ("fleet", f"{status.get('fleet_name', '')}  {short(str(status.get('fleet', '')))}"),
+        ("device", f"{status.get('device', '')} ({status.get('role', 'agent')}), {_up(status)}"),
+        ("connected", f"{status.get('hubs', 0)} hubs, {status.get('neighbours', 0)} neighbours"),
+        ("metadata", _metadata(status)),
+        ("installed", _installed(status) or "nothing yet"),
+        ("labels", _pairs(_object(status.get("labels"))) or "-"),
+        ("content", f"{_content(status)}, {free} free on the disk"),
     ]
-    refusals = _objects(status.get("refusals"))
-    lines += [f"refused     {one.get('reason', '')}: {one.get('detail', '')}" for one in refusals[:5]]
+    refusals = _objects(status.get("refusals"))[:REFUSALS_SHOWN_MAX]
+    lines.extend(("refused", _why(refusal)) for refusal in refusals)
     for problem in _objects(status.get("problems")):
-        lines.append(f"problem     {problem.get('message', '')}")
+        lines.append(("problem", str(problem.get("message", ""))))
         if problem.get("hint"):
-            lines.append(f"            {problem['hint']}")
-    return lines
+            lines.append(("", str(problem["hint"])))
+    return _described(lines)
+
+
+def _described(lines: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{name:<10} {value}" for name, value in lines]
+
+
+def _up(status: Json) -> str:
+    return f"up {human_seconds(_number(status.get('uptime_s')))}"
+
+
+def _metadata(status: Json) -> str:
+    versions = [f"{name} {status.get(f'{name}_version', '-')}" for name in ("timestamp", "snapshot")]
+    return f"{', '.join(versions)}, expires {status.get('metadata_expires', '-')}"
 
 
 PEER_COLUMNS: Final = (

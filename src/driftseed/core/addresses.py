@@ -119,7 +119,9 @@ def parse_address(text: str) -> WrittenAddress:
         device = parse_device_id(device_text)
     except Misuse as error:
         raise Misuse(f"not the address of a hub: {text[:160]!r}: {error.message}", hint=_HINT) from None
-    hosts = tuple(parse_host_port(host, "the address of a hub") for host in hosts_text.split(",")) if at else ()
+    hosts = (
+        tuple(parse_host_port(host, "the address of a hub") for host in hosts_text.split(",")) if at else ()
+    )
     if any(host.port == 0 for host in hosts):
         raise Misuse(f"nobody can be reached at port 0: {where[:160]!r}", hint=_HINT)
     if len(hosts) > limits.ADDRESSES_PER_DEVICE_MAX:

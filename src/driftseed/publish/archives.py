@@ -100,6 +100,6 @@ def _decompressed(raw: IO[bytes]) -> IO[bytes]:
 
 def _broken(path: Path, kind: str, where: str, error: Exception) -> ArtifactUnreadable:
     return ArtifactUnreadable(
-        f"{path} is not a whole {kind} archive: {where} of {path.stat().st_size}: {error or type(error).__name__}",
+        f"{path} is not a whole {kind} archive: {where} of {path.stat().st_size}: {str(error) or type(error).__name__}",
         hint="build it again; the module 'directory' unpacks tar (also .gz, .bz2, .xz) and zip archives",
     )

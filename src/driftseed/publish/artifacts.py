@@ -96,7 +96,7 @@ def total_length(artifacts: Iterable[ArtifactArgument]) -> int:
     total = 0
     for artifact in artifacts:
         with contextlib.suppress(OSError):
-            total += 0 if artifact.is_url else os.stat(artifact.source).st_size
+            total += 0 if artifact.is_url else Path(artifact.source).stat().st_size
     return total
 
 
