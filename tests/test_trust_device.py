@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,13 +41,12 @@ ID_2 = "22" * 16
 class World:
     """A fleet with one deployed release, and a device that has not met it yet."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, scratch: Path) -> None:
         self.clock = FakeClock()
-        self.scratch = tmp_path
-        self.repository: FleetRepository = make_fleet(tmp_path / "fleet", self.clock)
-        self.manifest = add_release(self.repository, tmp_path)
-        self.repository.add_deployment(deployment_id=ID_1, release="app", version="1.0")
-        self.directory = tmp_path / "device"
+        self.scratch = scratch
+        self.repository = FleetRepository.open(scratch / "fleet", lambda _: b"", self.clock)
+        self.manifest = self.repository.release("app", "1.0").manifest
+        self.directory = scratch / "device"
 
     def device(self) -> FleetTrust:
         return FleetTrust(self.directory, self.repository.first_root, self.clock)
@@ -59,8 +59,19 @@ class World:
         self.repository.add_deployment(deployment_id=ID_2, release="app", version="2.0")
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: fsync is slow, copies are not."""
+    scratch = tmp_path_factory.mktemp("template")
+    repository = make_fleet(scratch / "fleet", FakeClock())
+    add_release(repository, scratch)
+    repository.add_deployment(deployment_id=ID_1, release="app", version="1.0")
+    return scratch
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path, template: Path) -> World:
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     return World(tmp_path)
 
 
@@ -295,8 +306,8 @@ def test_garbage_is_an_invalid_notice(notice_checker: FleetTrust, data: bytes) -
 
 
 @pytest.fixture(scope="module")
-def notice_checker(tmp_path_factory: pytest.TempPathFactory) -> FleetTrust:
-    return World(tmp_path_factory.mktemp("garbage")).device()
+def notice_checker(template: Path) -> FleetTrust:
+    return World(template).device()
 
 
 # --- torrents and artifacts -----------------------------------------------------------------------------
