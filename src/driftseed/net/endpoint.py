@@ -186,13 +186,16 @@ class Endpoint:
             await self._engine(self._inner.remove_relay(url))
             self._relays.discard(url)
 
-    def on_network_change(self, callback: Callable[[], None]) -> Watch:
-        """Call ``callback`` in the event loop when interfaces or addresses of this machine change.
+    def on_address_change(self, callback: Callable[[], None]) -> Watch:
+        """Call ``callback`` in the event loop when our addresses or our home relay change: another network.
+
+        Not built on the binding's ``watch_network_change``: in iroh-ffi 1.2.0 that is a loop without a wait, which
+        calls the engine's "the network may have changed" some 2,500 times a second.
 
         Args:
             callback: must neither block nor raise.
         """
-        return Watch(self._inner.watch_network_change(_NetworkWatcher(callback)), self._watches)
+        return Watch(self._inner.watch_addr(_AddressWatcher(callback)), self._watches)
 
     async def close(self) -> None:
         """Close every connection, stop accepting, free the sockets. Doing so twice is harmless."""
@@ -276,14 +279,18 @@ class Endpoint:
             raise TransportError(f"the network engine refuses: {cause(error)}") from None
 
 
-class _NetworkWatcher(iroh.NetworkChangeCallback):  # type: ignore[misc]  # the generated binding has no types
-    """What the engine calls, in our event loop, when the machine's network changes."""
+class _AddressWatcher(iroh.AddrChangeCallback):  # type: ignore[misc]  # the generated binding has no types
+    """What the engine calls, in our event loop, with our own addresses, the first time at once."""
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
+        self._last: tuple[frozenset[str], str | None] | None = None
 
-    async def on_change(self) -> None:
-        self._callback()
+    async def on_change(self, addr: Any) -> None:
+        now = (frozenset(map(str, addr.direct_addresses())), addr.relay_url())
+        if self._last is not None and now != self._last:
+            self._callback()
+        self._last = now
 
 
 def _relay_map(relays: Sequence[str]) -> Any:

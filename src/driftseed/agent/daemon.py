@@ -1,0 +1,293 @@
+"""The agent: a node that decides, installs and reports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from driftseed import __version__
+from driftseed.agent.clock import DeviceClock
+from driftseed.agent.config import AgentConfig
+from driftseed.agent.inventory import detect
+from driftseed.agent.reporting import Reporter
+from driftseed.agent.updates import Updates
+from driftseed.core import wire
+from driftseed.core.errors import DeviceError
+from driftseed.core.ids import FleetId
+from driftseed.core.lifecycle import State
+from driftseed.core.policy import DeviceFacts, Refuse, Wait
+from driftseed.core.reports import REFUSED, InstalledReport, Report, UpdateReport
+from driftseed.core.verified import VerifiedFleet
+from driftseed.install.installer import Installer
+from driftseed.install.runner import ModuleRunner
+from driftseed.node.content import ContentSettings
+from driftseed.node.home import Home, MembershipRecord
+from driftseed.node.node import Node, NodeOptions
+from driftseed.node.peer import OverlayPeer
+from driftseed.node.tasks import TaskOwner
+from driftseed.store.files import free_bytes
+from driftseed.store.journal import Journal
+from driftseed.trust.membership import Membership
+
+_log = logging.getLogger(__name__)
+
+JOURNAL_FILE: Final = "agent.sqlite"
+MODULES_SYSTEM: Final = (Path("/usr/lib/driftseed/modules/v3"), Path("/usr/share/mender/modules/v3"))
+"""Where update modules are looked for besides the built-in ones and the configured directories."""
+
+
+class Agent:
+    """A running agent. Make it with ``open``, begin with ``start``, end with ``close``.
+
+    Args:
+        home: its data directory, whose lock the caller holds.
+        record: its membership.
+        config: its settings.
+        inventory: what the device says of itself.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        record: MembershipRecord,
+        config: AgentConfig,
+        node_options: NodeOptions,
+        journal: Journal,
+    ) -> None:
+        self.home = home
+        self.record = record
+        self.config = config
+        self.journal = journal
+        self.started = time.monotonic()
+        self.inventory: dict[str, str] = {}
+        self.identity = home.identity()
+        self.clock = DeviceClock(journal, record.joined)
+        self.membership = Membership(FleetId(record.fleet), {record.enrolment_key}, self.clock)
+        self.install_root = Path(config.install_root or home.directory / "installed")
+        self.run_dir = home.directory / "run"
+        self.runner = ModuleRunner(
+            [*map(Path, config.modules_dirs), *MODULES_SYSTEM],
+            self.run_dir,
+            {
+                "DRIFTSEED_INSTALL_ROOT": str(self.install_root),
+                "DRIFTSEED_STATE_DIR": str(home.directory / "modules-state"),
+            },
+        )
+        self._node_options = node_options
+        self._tasks = TaskOwner("agent")
+        self.node: Node
+        self.updates: Updates
+        self.reporter: Reporter
+
+    @classmethod
+    async def open(cls, home: Home, config: AgentConfig, *, inventory: Mapping[str, str]) -> Agent:
+        """Load everything and bind the port.
+
+        Args:
+            home: a data directory that is a member's.
+            config: settings.
+            inventory: what the command line says of the device, over the configuration and what is found.
+
+        Raises:
+            NotFound: the directory belongs to no fleet.
+            StoreDamaged, DiskFull, UnsafePermissions: the data directory cannot be used.
+            PortTaken: the UDP port is.
+        """
+        record = home.member()
+        journal = Journal(home.directory / JOURNAL_FILE)
+        options = NodeOptions(
+            data=home.directory,
+            role="agent",
+            fleet=FleetId(record.fleet),
+            first_root=record.root,
+            certificate=record.certificate,
+            bind=config.listen,
+            relays=sorted({hub.relay for hub in record.hubs if hub.relay}),
+            hubs=record.hubs,
+            enrolment_keys=frozenset({record.enrolment_key}),
+            neighbours_max=config.neighbours_max,
+            content=content_settings(config),
+        )
+        agent = cls(home, record, config, options, journal)
+        agent.inventory = detect(
+            device=agent.identity.device,
+            agent_version=__version__,
+            overrides={**config.inventory, **inventory},
+        )
+        agent.node = await Node.open(options, agent.identity, agent, agent.clock)
+        agent.reporter = Reporter(
+            agent.identity,
+            record.certificate,
+            agent.membership,
+            journal,
+            agent.node.ledger,
+            agent.node.overlay,
+            agent.describe,
+        )
+        installer = Installer(
+            journal=journal,
+            runner=agent.runner,
+            run_dir=agent.run_dir,
+            install_root=agent.install_root,
+            reboot=agent.reboot,
+            clock=agent.clock,
+            on_transition=lambda _update, _row: agent.reporter.changed(),
+            device_type=agent.inventory.get("compatible", agent.inventory.get("board", "")),
+        )
+        agent.updates = Updates(
+            journal, agent.node.contents, installer, agent.facts, agent.clock, agent.reporter.changed
+        )
+        return agent
+
+    def start(self) -> None:
+        """Begin to work."""
+        self.install_root.mkdir(parents=True, exist_ok=True)
+        if not self.config.serve_only:
+            self.updates.start()
+        self.reporter.start()
+        self.node.start()
+
+    async def close(self) -> None:
+        """End everything; the journal knows how to go on."""
+        await self._tasks.close()
+        await self.reporter.close()
+        await self.updates.close()
+        await self.node.close()
+        self.journal.close()
+
+    # --- what the node brings (node.node.Owner) -------------------------------------------------
+
+    async def on_fleet(self, fleet: VerifiedFleet) -> None:
+        """The trusted metadata changed."""
+        self.membership.replace_keys(fleet.enrolment_keys)
+        self.clock.remember()
+        if self.config.serve_only:
+            self._serve_all(fleet)
+        else:
+            self.updates.fleet_changed(fleet)
+
+    def on_report(self, envelope: bytes, peer: OverlayPeer) -> None:
+        """A member hands on a report."""
+        self.reporter.take(envelope, peer)
+
+    def on_report_stored(self, message: wire.ReportStored, peer: OverlayPeer) -> None:
+        """A hub has stored a report."""
+        self.reporter.stored(message, peer)
+
+    def on_peer(self, peer: OverlayPeer) -> None:
+        """An overlay link came up."""
+        self.reporter.peer_came(peer)
+
+    def _serve_all(self, fleet: VerifiedFleet) -> None:
+        """Proxy mode: everything that is deployed is fetched, nothing installed."""
+        for deployment in fleet.deployments:
+            for artifact in deployment.release.manifest.artifacts:
+                self._tasks.spawn(self.node.contents.keep(deployment.release, artifact), "keep")
+
+    # --- about this device ----------------------------------------------------------------------
+
+    def facts(self) -> DeviceFacts:
+        """What decisions go by."""
+        return DeviceFacts(
+            device=self.identity.device,
+            inventory=self.inventory,
+            labels=self.record.labels,
+            modules=frozenset(self.runner.names()),
+            free_bytes=free_bytes(self.home.directory),
+            held=frozenset(self.node.contents.store.digests()),
+        )
+
+    async def reboot(self) -> None:
+        """Reboot the device as configured. Raises DeviceError when it is not configured or fails."""
+        command = self.config.reboot_command
+        if not command or shutil.which(command[0]) is None:
+            raise DeviceError(
+                "a module asks for a reboot, and no reboot command is configured that exists",
+                hint='driftseed agent config reboot_command=\'["systemctl", "reboot"]\'',
+            )
+        process = await asyncio.create_subprocess_exec(*command)
+        async with asyncio.timeout(60):
+            status = await process.wait()
+        if status != 0:
+            raise DeviceError(f"the reboot command {command[0]} ended with status {status}")
+
+    def describe(self, sequence: int) -> Report:
+        """What a report says now."""
+        now = self.clock()
+        return Report(
+            device=self.identity.device,
+            sequence=sequence,
+            time=now,
+            agent_version=__version__,
+            inventory=self.inventory,
+            labels=self.record.labels,
+            installed={
+                name: InstalledReport(version=each.version, manifest_sha256=each.manifest_sha256)
+                for name, each in self.journal.installed().items()
+            },
+            updates=self.update_reports(now),
+            refusals=dict(self.node.ledger.refusal_counts),
+            clock_skew_s=self.node.clock_skew_s,
+            free_bytes=free_bytes(self.home.directory),
+        )
+
+    def update_reports(self, now: float) -> list[UpdateReport]:
+        """Every update of this device, the ones that are held back included, newest first."""
+        reports = []
+        for stored in self.journal.updates():
+            row, transfer = self.updates.live(stored)
+            held = self.updates.held_back.get(row.deployment_id)
+            reason, detail = row.reason, row.detail
+            if transfer is not None and transfer.problem:
+                reason, detail = transfer.problem, transfer.detail
+            elif held is not None and not reason:
+                reason, detail = held.reason, held.detail
+            reports.append(
+                UpdateReport(
+                    deployment=row.deployment_id,
+                    release=row.release,
+                    version=row.version,
+                    state=row.state,
+                    attempts=row.attempts,
+                    progress=row.progress,
+                    reason=reason,
+                    detail=detail,
+                    started=max(row.started, 0.0),
+                    finished=row.finished,
+                    bytes_from=dict(row.bytes_from),
+                    seconds=max(0.0, (row.finished or now) - row.started),
+                )
+            )
+        known = {each.deployment for each in reports}
+        for deployment_id, held in self.updates.held_back.items():
+            if deployment_id not in known:
+                reports.append(_held_back(deployment_id, held, now))
+        return sorted(reports, key=lambda each: -each.started)
+
+
+def _held_back(deployment_id: str, held: Wait | Refuse, now: float) -> UpdateReport:
+    deployment = held.deployment.deployment
+    return UpdateReport(
+        deployment=deployment_id,
+        release=deployment.release,
+        version=deployment.version,
+        state=State.WAITING if isinstance(held, Wait) else REFUSED,
+        reason=held.reason,
+        detail=held.detail,
+        started=now,
+    )
+
+
+def content_settings(config: AgentConfig) -> ContentSettings:
+    """What the content store and the engine are told."""
+    return ContentSettings(
+        quota_bytes=config.content_quota_bytes,
+        upload_limit=config.upload_limit_bytes_s,
+        download_limit=config.download_limit_bytes_s,
+        super_seed={"auto": None, "always": True, "never": False}[config.super_seed],
+    )

@@ -1,0 +1,297 @@
+"""The hub: a node that serves everything and installs nothing, admits devices, and collects reports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from driftseed.core import limits, wire
+from driftseed.core.errors import (
+    DiskFull,
+    DriftseedError,
+    MetadataInvalid,
+    Misuse,
+    NotAMember,
+    ReportInvalid,
+    TrustError,
+)
+from driftseed.core.ids import DeviceId, Digest
+from driftseed.core.verified import VerifiedFleet
+from driftseed.hub.admission import Admissions
+from driftseed.hub.observer import FleetObserver
+from driftseed.net.connection import Connection
+from driftseed.net.identity import Identity
+from driftseed.net.join import join_in
+from driftseed.node.content import ContentSettings
+from driftseed.node.home import Home, MembershipRecord
+from driftseed.node.node import Node, NodeOptions
+from driftseed.node.peer import OverlayPeer
+from driftseed.node.tasks import TaskOwner
+from driftseed.trust.chain import TIMESTAMP_NAME
+from driftseed.trust.device import FleetTrust
+from driftseed.trust.hubkit import HubKit
+from driftseed.trust.membership import (
+    CERTIFICATE_LIFETIME_S,
+    Membership,
+    check_invitation,
+    issue_certificate,
+)
+from driftseed.trust.renewal import TimestampRenewer
+from driftseed.trust.report import verify_report
+from driftseed.trust.source import FilesSource
+
+_log = logging.getLogger(__name__)
+
+DATABASE_FILE: Final = "hub.sqlite"
+ADMISSIONS_FILE: Final = "admissions.sqlite"
+RENEWAL_LOOK_S: Final = 3600.0
+"""Seconds between looks at whether the timestamp is to be renewed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSettings:
+    """How a hub is set up, parsed and resolved.
+
+    Args:
+        bind: UDP address.
+        public: addresses at which devices reach it.
+        relay: URL of the relay that it is reachable through and names to others; None for none.
+    """
+
+    bind: str
+    public: Sequence[str]
+    relay: str | None
+    content: ContentSettings
+
+
+class Hub:
+    """A running hub. Make it with ``open``, begin with ``start``, end with ``close``.
+
+    Args:
+        kit: its keys, and what was signed when it was made.
+        home: its data directory, whose lock the caller holds.
+    """
+
+    def __init__(
+        self,
+        kit: HubKit,
+        identity: Identity,
+        observer: FleetObserver,
+        admissions: Admissions,
+        settings: HubSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self.kit = kit
+        self.settings = settings
+        self.observer = observer
+        self.identity = identity
+        self.clock = clock
+        self.started = time.monotonic()
+        self._enrolment = kit.enrolment_key()
+        enrolment_public = self._enrolment.public_key().public_bytes_raw().hex()
+        self.bootstrap_keys = frozenset({enrolment_public})
+        self.membership = Membership(kit.fleet_id, self.bootstrap_keys, clock)
+        self._admissions = admissions
+        self._tasks = TaskOwner("hub")
+        self._keeping: dict[Digest, asyncio.Task[None]] = {}
+        self.certificate = self._issue(identity.device, "hub", {})
+        self.node: Node
+        self._renewer: TimestampRenewer
+
+    @classmethod
+    async def open(
+        cls,
+        kit: HubKit,
+        home: Home,
+        settings: HubSettings,
+        clock: Callable[[], float] = time.time,
+    ) -> Hub:
+        """Load everything and bind the UDP port.
+
+        Raises:
+            WrongFleet: the directory is another fleet's.
+            PortTaken: the port is taken.
+            StoreDamaged, DiskFull, UnsafePermissions: the data directory cannot be used.
+        """
+        home.check_fleet(kit.fleet_id)
+        identity = home.identity()
+        observer = await FleetObserver.open(home.directory / DATABASE_FILE, clock)
+        admissions = Admissions(home.directory / ADMISSIONS_FILE)
+        hub = cls(kit, identity, observer, admissions, settings, clock)
+        home.keep(
+            MembershipRecord(
+                fleet=kit.fleet,
+                name=kit.name,
+                root=kit.first_root,
+                certificate=hub.certificate,
+                enrolment_key=min(hub.bootstrap_keys),
+                joined=clock(),
+            )
+        )
+        trust = FleetTrust(home.directory / "trust", kit.first_root, clock)
+        if trust.load() is None:
+            await asyncio.to_thread(hub.found, trust)
+        options = NodeOptions(
+            data=home.directory,
+            role="hub",
+            fleet=kit.fleet_id,
+            first_root=kit.first_root,
+            certificate=hub.certificate,
+            bind=settings.bind,
+            relays=[settings.relay] if settings.relay else [],
+            enrolment_keys=hub.bootstrap_keys,
+            accept_max=2 * limits.HUB_LINKS_MAX,
+            content=settings.content,
+        )
+        hub.node = await Node.open(options, identity, hub, clock)
+        for address in settings.public:
+            await hub.node.endpoint.add_external(address)
+        hub._renewer = TimestampRenewer(hub.node.keeper.trust, kit.timestamp_key(), clock)
+        hub.node.keeper.reconcile = hub.reconcile
+        hub.node.links.handle_raw(wire.ALPN_JOIN, hub.admit)
+        return hub
+
+    def found(self, trust: FleetTrust) -> None:
+        """Trust what the kit brings, renewed if it lay about for long."""
+        renewer = TimestampRenewer(trust, self.kit.timestamp_key(), self.clock)
+        timestamp = self.kit.files[TIMESTAMP_NAME]
+        renewed = renewer.renew(timestamp) or timestamp
+        trust.refresh(FilesSource({TIMESTAMP_NAME: renewed}.get, self.kit.files.get))
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self.node.start()
+        self._tasks.spawn(self._renew_forever(), "renew")
+
+    async def close(self) -> None:
+        """End everything."""
+        await self._tasks.close()
+        await self.node.close()
+        await self.observer.close()
+        self._admissions.close()
+
+    # --- what the node brings (node.node.Owner) -------------------------------------------------
+
+    async def on_fleet(self, fleet: VerifiedFleet) -> None:
+        """Fetch everything that is deployed, so that publishers may leave; let go of what is not."""
+        self.membership.replace_keys(fleet.enrolment_keys | self.bootstrap_keys)
+        wanted: set[Digest] = set()
+        for deployment in fleet.deployments:
+            for artifact in deployment.release.manifest.artifacts:
+                digest = Digest(artifact.sha256)
+                wanted.add(digest)
+                self.node.contents.store.pin(digest)
+                if digest not in self._keeping:
+                    task = self._tasks.spawn(
+                        self.node.contents.keep(deployment.release, artifact), f"keep {digest[:8]}"
+                    )
+                    if task is not None:
+                        self._keeping[digest] = task
+        for digest in self._keeping.keys() - wanted:
+            self._keeping.pop(digest).cancel()
+            self.node.contents.store.unpin(digest)
+            await self.node.contents.abandon(digest)
+
+    def on_report(self, envelope: bytes, peer: OverlayPeer) -> None:
+        """Store a report and say so."""
+        try:
+            report = verify_report(envelope, self.membership)
+        except (ReportInvalid, NotAMember) as error:
+            self.node.ledger.refuse_error(error, peer.device)
+            return
+
+        async def store() -> None:
+            try:
+                await self.observer.add(report)
+            except (ReportInvalid, DiskFull) as error:
+                self.node.ledger.refuse_error(error, peer.device)
+                return
+            peer.send(wire.ReportStored(device=report.device, sequence=report.sequence))
+
+        self._tasks.spawn(store(), "report")
+
+    def on_report_stored(self, message: wire.ReportStored, peer: OverlayPeer) -> None:  # noqa: ARG002 - protocol
+        """A hub hands no reports on, so nobody confirms one to it."""
+        self.node.ledger.drop("frame-out-of-place", peer.device, "ReportStored")
+
+    def on_peer(self, peer: OverlayPeer) -> None:
+        """Note who it is."""
+        if peer.role == "agent":
+            self._tasks.spawn(self.observer.member(peer.link.member), "member")
+
+    # --- admission ------------------------------------------------------------------------------
+
+    def _issue(self, device: DeviceId, role: str, labels: dict[str, str]) -> bytes:
+        if role not in {"agent", "hub", "publisher"}:
+            raise Misuse(f"no member can be a {role!r}")
+        return issue_certificate(
+            self._enrolment,
+            fleet=self.kit.fleet_id,
+            device=device,
+            role="hub" if role == "hub" else "publisher" if role == "publisher" else "agent",
+            labels=labels,
+            now=self.clock(),
+            lifetime=CERTIFICATE_LIFETIME_S,
+        )
+
+    async def admit(self, connection: Connection) -> None:
+        """Trade a ticket's secret for a certificate."""
+        asked = await join_in(connection)
+        fleet = self.node.fleet
+        keys = self.bootstrap_keys | (fleet.enrolment_keys if fleet else frozenset())
+        try:
+            invitation = check_invitation(
+                asked.request.invitation, keys=keys, fleet=self.kit.fleet_id, now=self.clock()
+            )
+            self._admissions.admit(invitation, connection.remote, self.clock())
+        except (Misuse, TrustError, DiskFull) as error:
+            self.node.ledger.refuse_error(error, connection.remote)
+            await asked.turn_away(error)
+            return
+        certificate = self._issue(connection.remote, invitation.role, dict(invitation.labels))
+        await self.observer.member(self.membership.check(certificate, connection.remote))
+        _log.info("admitted", extra={"fields": {"device": connection.remote[:16], "by": invitation.id[:8]}})
+        await asked.admit(wire.JoinReply(certificate=certificate, hub_certificate=self.certificate))
+
+    def is_member(self, device: DeviceId) -> bool:
+        """Whether a device has an overlay link here or was met before: whom the relay serves."""
+        return self.node.overlay.peer(device) is not None
+
+    # --- freshness ------------------------------------------------------------------------------
+
+    def reconcile(self, ours: bytes, theirs: bytes) -> bytes | None:
+        """Settle two timestamps of one version."""
+        try:
+            return self._renewer.reconcile(ours, theirs)
+        except (MetadataInvalid, Misuse) as error:
+            self.node.ledger.refuse_error(error)
+            return None
+
+    async def _renew_forever(self) -> None:
+        while True:
+            try:
+                await self.renew()
+            except DriftseedError as error:
+                _log.error(
+                    "cannot renew", extra={"fields": {"reason": error.reason, "detail": error.message}}
+                )
+            await asyncio.sleep(RENEWAL_LOOK_S)
+
+    async def renew(self, *, force: bool = False) -> int | None:
+        """Sign a new timestamp if it is time to; returns its version.
+
+        Raises:
+            Misuse: the kit's key is not the fleet's any more.
+        """
+        current = self.node.keeper.trust.serve(TIMESTAMP_NAME)
+        renewed = self._renewer.renew(current, force=force) if current is not None else None
+        if renewed is None:
+            return None
+        trust = self.node.keeper.trust
+        fleet = await self.node.keeper.refresh(FilesSource({TIMESTAMP_NAME: renewed}.get, trust.serve))
+        _log.info("timestamp renewed", extra={"fields": {"version": fleet.timestamp_version}})
+        return fleet.timestamp_version

@@ -1,0 +1,43 @@
+"""The directory book on disk: whom a node knew is dialled again after a restart, hub or no hub."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from driftseed.core import limits
+from driftseed.core.errors import DiskFull
+from driftseed.core.neighbours import DirectoryBook
+from driftseed.core.wire import DirectoryEntry
+from driftseed.store.files import atomic_write
+
+_log = logging.getLogger(__name__)
+
+CONTACTS_FILE: Final = "contacts.json"
+_SAVED_MAX: Final = 4 * limits.DIRECTORY_ENTRIES_MAX
+
+
+def load_contacts(path: Path, book: DirectoryBook, now: float) -> None:
+    """Have the book learn what was saved; a file that cannot be read costs only the shortcut."""
+    try:
+        entries = msgspec.json.decode(path.read_bytes(), type=list[DirectoryEntry])
+    except FileNotFoundError:
+        return
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        _log.warning("contacts are lost", extra={"fields": {"path": str(path), "why": str(error)}})
+        return
+    book.learn(entries, now)
+
+
+def save_contacts(path: Path, book: DirectoryBook, now: float) -> None:
+    """Save the devices that we have met, if there is space for them."""
+    entries = book.entries(now, limit=_SAVED_MAX)
+    if not entries:
+        return
+    try:
+        atomic_write(path, msgspec.json.encode(entries), mode=0o600)
+    except DiskFull as error:
+        _log.warning("contacts are not saved", extra={"fields": {"why": error.message}})
