@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as shapes
 
-from driftseed.core import errors, lifecycle, limits, model, policy, tickets, wire
+from driftseed.core import errors, lifecycle, limits, model, policy, reports, tickets, wire
 from driftseed.trust import envelope, membership
 
 ROOT = Path(__file__).parents[1]
@@ -226,6 +226,7 @@ REGIONS: dict[str, dict[str, Callable[[], str]]] = {
         "envelopes": structs(
             envelope.Envelope, membership.Certificate, membership.Invitation, tickets.Ticket
         ),
+        "reports": structs(reports.Report, reports.UpdateReport, reports.InstalledReport),
         "documents": structs(
             model.ReleaseManifest,
             model.Artifact,
