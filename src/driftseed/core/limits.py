@@ -180,3 +180,29 @@ UNPACKED_BYTES_MAX: Final = 64 * GIB
 """Bytes that an archive may unpack to."""
 UNPACKED_ENTRIES_MAX: Final = 1_000_000
 """Files, directories and links in an archive."""
+
+# --- the relay ----------------------------------------------------------------------------------
+RELAY_FRAME_BYTES_MAX: Final = 1 * MIB
+"""Bytes of any frame that a relay client may send (the relay protocol's own bound)."""
+RELAY_PAYLOAD_BYTES_MAX: Final = 64 * KIB
+"""Bytes of payload in one datagram frame, a batch included (likewise)."""
+RELAY_QUEUE_FRAMES: Final = 512
+"""Frames that wait for one relay client; more are dropped, as a router would."""
+RELAY_WRITE_TIMEOUT_S: Final = 2.0
+"""Seconds in which a relay client must take one frame."""
+RELAY_IDLE_S: Final = 60.0
+"""Seconds of silence after which a relay client is gone: it pings every 15 s."""
+RELAY_PING_S: Final = 17.0
+"""Seconds between the relay's own pings to a client, on average."""
+RELAY_CLIENTS_MAX: Final = 8192
+"""Clients connected to one relay."""
+RELAY_CONTACTS_MAX: Final = 1024
+"""Devices per relay client that are told when it goes."""
+RELAY_SPARES_MAX: Final = 2
+"""Older connections of the same key that are kept in reserve."""
+RELAY_BYTES_PER_SECOND: Final = 128 * MIB
+"""Bytes per second that one relay client may send, unless configured."""
+RELAY_BURST_BYTES: Final = 16 * MIB
+"""Bytes that one relay client may send at once."""
+RELAY_GUEST_BYTES_PER_SECOND: Final = 64 * KIB
+"""Bytes per second of a client that is no member yet and may speak to the hub only, in order to join."""

@@ -21,12 +21,10 @@ def _write(builder: Any, value: bytes | bytearray | memoryview) -> None:
     size = len(value)
     if size == 0:
         return
-    source: Any
-    if isinstance(value, bytes):
-        source = value
-    else:
+    source: Any = value
+    if not isinstance(value, bytes):
         view = memoryview(value)
-        source = bytes(view) if view.readonly else (ctypes.c_char * size).from_buffer(view)
+        source = bytes(view) if view.readonly else ctypes.byref(ctypes.c_char.from_buffer(view))
     with builder._reserve(size):  # noqa: SLF001 - the generated code offers nothing public
         buffer = builder.rbuf
         ctypes.memmove(ctypes.addressof(buffer.data.contents) + buffer.len, source, size)
