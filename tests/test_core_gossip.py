@@ -84,6 +84,18 @@ def test_the_same_bytes_are_verified_once_and_repetitions_counted() -> None:
     assert book.counts == {NOTICE_REPEATED: 1}
 
 
+def test_a_replayed_old_notice_is_looked_at_again_and_a_flood_of_it_is_not() -> None:
+    book = NoticeBook()
+    old, new = notice(1), notice(2)
+    for each in (old, new):
+        assert book.first_sight(each.data, A)
+        assert book.learn(each, A)
+    assert not book.first_sight(new.data, B)
+    assert book.first_sight(old.data, B)
+    assert not book.learn(old, B)
+    assert [book.first_sight(old.data, B) for _ in range(3)] == [False] * 3
+
+
 def test_invalid_notices_are_counted_by_token_and_sender_beyond_the_link() -> None:
     book = NoticeBook()
     assert book.invalid(A, "metadata-unsigned") == 1

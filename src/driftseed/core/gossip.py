@@ -84,7 +84,8 @@ class NoticeBook:
     def first_sight(self, data: bytes, sender: DeviceId) -> bool:
         """Whether these bytes are new here and worth verifying; a repetition is counted.
 
-        A repetition is no fault by itself: two neighbours may tell the same news at once.
+        A repetition is no fault by itself: two neighbours may tell the same news at once. Notices older than
+        the newest are new here once more, so that a replayed one is refused under its own reason.
         """
         digest = hashlib.sha256(data).digest()
         if digest in self._seen:
@@ -112,6 +113,9 @@ class NoticeBook:
         if notice.version <= self._newest:
             return False
         self._newest = notice.version
+        # Older notices are forgotten: who brings one from now on replays it, and that is to be seen.
+        self._seen.clear()
+        self._seen[hashlib.sha256(notice.data).digest()] = None
         return True
 
     def heard(self, peer: DeviceId, version: int) -> Move:
