@@ -260,8 +260,11 @@ GROUPS: Final[Mapping[str, range]] = {
     "DeviceError": range(70, 128),
 }
 BORROWERS: Final[Mapping[str, str]] = {
-    "MethodNotAllowed": "is a RequestRefused with one more header, and is told apart by its HTTP status",
-    "RemoteError": "carries the code and reason that the other side gave",
+    "RequestRefused": "its kinds are told apart by their HTTP status, and never reach a report",
+}
+"""Errors whose subclasses have the code and token of the base."""
+OWN_CODES_AT_RUN_TIME: Final[Mapping[str, str]] = {
+    "RemoteError": "carries the code and token that the other side gave",
     "Usage": "has the code of the command line's own library",
 }
 
@@ -281,8 +284,9 @@ def shared_codes(modules: list[Module]) -> list[str]:
     found: list[str] = []
     taken: dict[object, str] = {}
     for name, (node, _, where) in classes.items():
-        above = ancestors(name) | {name}
-        if "DriftseedError" not in above or name in BORROWERS:
+        above = ancestors(name)
+        is_error = name == "DriftseedError" or "DriftseedError" in above
+        if not is_error or name in OWN_CODES_AT_RUN_TIME or above & BORROWERS.keys():
             continue
         said = dict(_constants(node))
         for field in ("exit_code", "reason"):
@@ -297,7 +301,7 @@ def shared_codes(modules: list[Module]) -> list[str]:
         found += [
             f"{where}: {name} is a {group} and has the exit code {code}"
             for group, codes in GROUPS.items()
-            if group in above and isinstance(code, int) and code not in codes
+            if group in above | {name} and isinstance(code, int) and code not in codes
         ]
     return found
 
