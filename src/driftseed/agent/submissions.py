@@ -327,6 +327,9 @@ class Submissions:
         finally:
             submission.busy.discard(what)
             self._touch(submission)
+            if self._current is not submission:
+                # It was dropped meanwhile, and this may have made a file after the others were removed.
+                self._remove(submission)
 
     async def _named(self, submission: _Submission) -> Mapping[Digest, int]:
         """What the files name, asked once for all contents that follow."""
@@ -371,6 +374,9 @@ class Submissions:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+        self._remove(submission)
+
+    def _remove(self, submission: _Submission) -> None:
         removal = asyncio.create_task(
             asyncio.to_thread(shutil.rmtree, submission.directory, ignore_errors=True),
             name="submission-removal",
