@@ -32,6 +32,7 @@ from driftseed.trust.membership import (
     check_invitation,
     create_invitation,
     describe_time,
+    invitation_signer,
     issue_certificate,
 )
 from driftseed.trust.report import report_body, sign_report, verify_report
@@ -232,6 +233,18 @@ def test_a_certificate_is_no_invitation_and_an_invitation_no_certificate() -> No
     with pytest.raises(NotAMember, match="the signature is not by the key"):
         membership().check(seal(ENROLMENT, INVITATION_CONTEXT, claims), DEVICE)
     assert membership().check(seal(ENROLMENT, MEMBERSHIP_CONTEXT, claims), DEVICE).device == DEVICE
+
+
+def test_the_signer_of_an_invitation_is_named_only_when_it_did_sign() -> None:
+    assert invitation_signer(invitation()) == public_hex(ENROLMENT)
+    assert invitation_signer(invitation(signer=STRANGER)) == public_hex(STRANGER)
+    claimed = tampered(
+        invitation(signer=STRANGER),
+        lambda envelope: msgspec.structs.replace(envelope, key=ENROLMENT.public_key().public_bytes_raw()),
+    )
+    for data in (claimed, certificate(), b"", b"[" * 100):
+        with pytest.raises(TicketRefused, match="forged or damaged"):
+            invitation_signer(data)
 
 
 @pytest.mark.parametrize("uses", [0, -1, 1_000_001])
