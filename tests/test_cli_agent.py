@@ -117,10 +117,12 @@ def test_an_update_is_found_by_the_beginning_of_its_id(cli: Cli, node: FakeNode,
     identifier = str(UPDATE["deployment"])
     node.answers["GET", f"/v1/updates/{identifier}"] = (
         200,
-        {**UPDATE, "history": [{"at": "2030-01-01T00:00:00Z", "state": "waiting", "event": "begin"}]},
+        {**UPDATE, "history": [{"at": 1893456000.5, "state": "waiting", "event": "begin"}]},
     )
     node.answers["DELETE", f"/v1/updates/{identifier}"] = (200, {"removed": identifier})
-    assert "waiting" in cli.ok("agent", "update", "show", "0123", "--data", tmp_path).out
+    shown = cli.ok("agent", "update", "show", "0123", "--data", tmp_path).out
+    assert "2030-01-01 00:00:00.500" in shown
+    assert "waiting" in shown
     cli.ok("agent", "update", "remove", "0123", "--data", tmp_path)
     assert node.asked[-1].method == "DELETE"
     cli.refused(19, "not-found", "agent", "update", "remove", "ff", "--data", tmp_path)
@@ -263,12 +265,14 @@ DEVICES = [
      "installed": {"app": {"version": "2.0"}}, "labels": {"site": "glasgow"}, "inventory": {"arch": "arm64"}},
     {"device": "22" * 32, "connected": True, "heard_s": 1, "failed": None,
      "doing": {"release": "app", "version": "2.0", "state": "downloading", "progress": 0.25}},
-    {"device": "33" * 32, "connected": False, "heard_s": 7200, "failed": None, "doing": None},
+    {"device": "33" * 32, "connected": False, "heard_s": 7200, "failed": None, "doing": None,
+     "stuck": {"why": "silent", "reason": "silent", "detail": "", "since_s": 7200}},
     {"device": "44" * 32, "connected": True, "heard_s": 1, "doing": None,
-     "failed": {"release": "app", "version": "2.0", "reason": "health-check-failed", "detail": "exit status 3"}},
+     "failed": {"release": "app", "version": "2.0", "reason": "health-check-failed", "detail": "exit status 3"},
+     "stuck": {"why": "failed", "reason": "health-check-failed", "detail": "exit status 3", "since_s": 65}},
     {"device": "55" * 32, "connected": True, "heard_s": 1, "failed": None,
-     "doing": {"release": "app", "version": "2.0", "state": "waiting", "progress": 0},
-     "updates": [{"release": "app", "version": "2.0", "reason": "disk-full", "detail": "3 MiB free"}]},
+     "doing": {"release": "app", "version": "2.0", "state": "waiting", "progress": 0,
+               "reason": "disk-full", "detail": "3 MiB free"}},
 ]  # fmt: skip
 DEPLOYMENTS = [
     {"deployment": "1" * 32, "sequence": 1, "release": "app", "version": "1.0", "selector": "", "counts": {"succeeded": 4},
@@ -357,6 +361,7 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
 def test_a_device_cannot_rewrite_the_operators_screen(cli: Cli, hub: FakeNode, tmp_path: Path) -> None:
     evil = "\x1b[2J\x1b]0;owned\x07[bold red]well[/]\r\u202e\x9b31m"
     device = {**DEVICES[3], "failed": {"release": evil, "version": evil, "reason": evil, "detail": evil},
+              "stuck": {"why": evil, "reason": evil, "detail": evil, "since_s": 1},
               "labels": {evil: evil}, "installed": {evil: {"version": evil}}, "path": evil}  # fmt: skip
     hub.answers["GET", "/v1/devices"] = (200, {"devices": [device]})
     with on_socket(hub, tmp_path / "hub.sock"):
@@ -382,7 +387,7 @@ def test_a_device_cannot_rewrite_the_operators_screen(cli: Cli, hub: FakeNode, t
                 "updates": {},
             }
         ],
-        [{"doing": {"progress": "half", "state": None}}],
+        [{"doing": {"progress": "half", "state": None}}, {"stuck": {"since_s": "long", "why": None}}],
     ],
 )
 def test_fields_of_another_version_are_no_traceback(

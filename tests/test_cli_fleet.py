@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import stat
 import time
 from pathlib import Path
 
 import pytest
 
-from driftseed.core.hubkit import decode_hub_kit
 from driftseed.core.ids import FleetId
 from driftseed.core.tickets import decode_ticket
-from driftseed.trust.keys import decode_key, public_hex
+from driftseed.trust.hubkit import parse_hub_kit
+from driftseed.trust.keys import public_hex
 from driftseed.trust.membership import check_invitation
 from driftseed.trust.repository import FleetRepository
 from support_cli import Cli, run_process, snapshot
@@ -244,14 +245,15 @@ def test_a_hub_kit_holds_what_a_hub_needs_and_no_more(cli: Cli, fleet: Path, tmp
     outcome = cli.ok("fleet", "hub-kit", fleet, path)
     assert "WITHOUT a passphrase" in outcome.err
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    kit = decode_hub_kit(path.read_bytes(), str(path))
+    kit = parse_hub_kit(path.read_bytes())
     found = repository(fleet)
-    assert (kit.fleet, kit.name, kit.root) == (found.fleet_id, found.name, found.first_root)
-    for name, pem in (("enrolment", kit.enrolment_key), ("timestamp", kit.timestamp_key)):
-        assert public_hex(decode_key(pem.encode(), name)) == public_hex(found.private_key(name))
-    for key in set(KEYS) - {"enrolment", "timestamp"}:
-        secret = (fleet / "keys" / f"{key}.pem").read_text().splitlines()[1]
-        assert secret not in path.read_text()
+    assert (kit.fleet, kit.name, kit.first_root) == (found.fleet_id, found.name, found.first_root)
+    assert public_hex(kit.enrolment_key()) == public_hex(found.enrolment_key())
+    assert public_hex(kit.timestamp_key()) == public_hex(found.private_key("timestamp"))
+    for name in set(KEYS) - {"enrolment", "timestamp"}:
+        secret = found.private_key(name).private_bytes_raw()
+        assert secret.hex() not in path.read_text()
+        assert base64.b64encode(secret).decode()[:-2] not in path.read_text()
 
 
 def test_a_hub_kit_overwrites_nothing(cli: Cli, fleet: Path, tmp_path: Path) -> None:

@@ -50,12 +50,16 @@ def join(
 ) -> None:
     """Become a member of a fleet: trade a ticket's secret for a membership certificate."""
     text = _read_ticket(ticket)
-    import asyncio
+    import time
 
-    from driftseed.agent.join import join as join_fleet
+    from driftseed.core.tickets import decode_ticket
+
+    # Before a directory and a key are made for it.
+    decode_ticket(text, time.time())
+    from driftseed.agent.main import join as join_fleet
     from driftseed.cli.output import note, print_json
 
-    joined = asyncio.run(join_fleet(text, data))
+    joined = join_fleet(text, data)
     if json_output:
         print_json(
             {
@@ -93,8 +97,9 @@ def run(
     *,
     data: DataOption = DATA_DEFAULT,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="UDP address; port 0 takes any free one.")
-    ] = "0.0.0.0:0",  # all interfaces: which one reaches others changes as a device roams
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help="UDP address instead of the configured one."),
+    ] = None,
     inventory: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,13 +116,13 @@ def run(
     """Run the agent until it is stopped."""
     from driftseed.core.addresses import parse_host_port
 
-    parse_host_port(listen, "an address to listen on")
+    if listen is not None:
+        parse_host_port(listen, "an address to listen on")
     overrides = parse_pairs(inventory or (), "inventory")
-    from driftseed.agent.main import AgentOptions
-    from driftseed.agent.main import run as run_agent
+    from driftseed.agent import main as daemon
 
-    run_agent(
-        AgentOptions(
+    daemon.run(
+        daemon.AgentOptions(
             data=data,
             listen=listen,
             inventory=overrides,
@@ -244,10 +249,7 @@ def show_update(
         return
     print_table(views.UPDATE_COLUMNS, views.update_rows([answer]))
     say("")
-    print_table(
-        ("AT", "STATE", "EVENT"),
-        [[str(one.get(name, "")) for name in ("at", "state", "event")] for one in answer.get("history", [])],
-    )
+    print_table(views.HISTORY_COLUMNS, views.history_rows(answer.get("history", [])))
 
 
 @update_app.command("remove")

@@ -61,11 +61,10 @@ def run(
         parse_relay_url(relay_url)
     if not kit.is_file():
         raise Misuse(f"there is no hub kit {str(kit)!r}", hint="make one: driftseed fleet hub-kit DIR FILE")
-    from driftseed.hub.main import HubOptions
-    from driftseed.hub.main import run as run_hub
+    from driftseed.hub import main as daemon
 
-    run_hub(
-        HubOptions(
+    daemon.run(
+        daemon.HubOptions(
             kit=kit,
             data=data,
             listen=listen,

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Final
 
 from driftseed.cli.output import human_bytes, human_seconds, short
 
-SILENT_S: Final = 180.0
-"""Seconds without a word after which a device counts as silent: six missed comparisons of versions."""
-
 REFUSALS_SHOWN_MAX: Final = 5
 """Refusals, the newest first, that ``agent status`` shows."""
+
+INSTANT_END: Final = 253402300800
+"""Seconds since 1970 at the end of the year 9999, which is where calendars end."""
 
 Json = Mapping[str, Any]
 
@@ -26,46 +27,57 @@ class Condition(IntEnum):
     """How a device does, the worst first."""
 
     FAILED = 0
-    SILENT = 1
-    WAITING = 2
-    WORKING = 3
-    WELL = 4
+    REFUSED = 1
+    NO_PROGRESS = 2
+    SILENT = 3
+    """Up to here it is stuck: the hub has judged that (hub/views.py)."""
+    WAITING = 4
+    WORKING = 5
+    WELL = 6
+
+
+_STUCK: Final = {
+    "failed": Condition.FAILED,
+    "refused": Condition.REFUSED,
+    "no-progress": Condition.NO_PROGRESS,
+    "silent": Condition.SILENT,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One device, judged."""
+    """One device in words."""
 
     device: str
     condition: Condition
     state: str
     why: str
-    release: str
+    update: str
     """What it is stuck or busy with; empty when it is neither."""
 
 
 def view_device(device: Json) -> DeviceView:
-    """Judge one entry of the hub's ``/v1/devices``."""
+    """Put one entry of the hub's ``/v1/devices`` into words."""
     identity = str(device.get("device", ""))
-    failed = _object(device.get("failed"))
-    doing = _object(device.get("doing"))
-    heard = device.get("heard_s")
-    if failed:
-        why = _why(failed)
-        return DeviceView(identity, Condition.FAILED, "failed", why, _release(failed))
-    if not device.get("connected") and (not isinstance(heard, int | float) or heard > SILENT_S):
-        last = f"last at {doing.get('state', '')} {_release(doing)}" if doing else "nothing was under way"
-        return DeviceView(
-            identity, Condition.SILENT, f"silent {human_seconds(_number(heard))}", last, _release(doing)
+    failed, doing, stuck = (_object(device.get(name)) for name in ("failed", "doing", "stuck"))
+    state = str(doing.get("state", ""))
+    if stuck:
+        kind = str(stuck.get("why", ""))
+        why = (
+            _why(stuck)
+            if stuck.get("reason") != kind or stuck.get("detail")
+            else f"was {state}"
+            if doing
+            else ""
         )
+        since = _number(stuck.get("since_s"))
+        shown = kind if since is None else f"{kind} {human_seconds(since)}"
+        return DeviceView(identity, _STUCK.get(kind, Condition.FAILED), shown, why, _release(failed or doing))
+    if state == "waiting":
+        return DeviceView(identity, Condition.WAITING, state, _why(doing), _release(doing))
     if doing:
-        update = _update_of(device, doing)
-        state = str(doing.get("state", ""))
-        why = _why(update) or _why(doing)
-        if state == "waiting":
-            return DeviceView(identity, Condition.WAITING, state, why, _release(doing))
         percent = f"{_number(doing.get('progress')) or 0:.0%}"
-        return DeviceView(identity, Condition.WORKING, f"{state} {percent}", why, _release(doing))
+        return DeviceView(identity, Condition.WORKING, f"{state} {percent}", _why(doing), _release(doing))
     return DeviceView(identity, Condition.WELL, "well", "", "")
 
 
@@ -77,7 +89,7 @@ def device_rows(devices: Sequence[Json]) -> list[list[str]]:
         [
             short(view.device),
             view.state,
-            view.release,
+            view.update,
             view.why,
             _installed(device),
             str(device.get("path") or "-"),
@@ -114,9 +126,9 @@ def attention(devices: Sequence[Json]) -> list[dict[str, str]]:
         (view_device(device) for device in devices), key=lambda view: (view.condition, view.device)
     )
     return [
-        {"device": view.device, "state": view.state, "update": view.release, "why": view.why}
+        {"device": view.device, "state": view.state, "update": view.update, "why": view.why}
         for view in views
-        if view.condition <= Condition.WAITING
+        if view.condition <= Condition.SILENT or (view.condition is Condition.WAITING and view.why)
     ]
 
 
@@ -263,6 +275,27 @@ def update_rows(updates: Sequence[Json]) -> list[list[str]]:
     ]
 
 
+HISTORY_COLUMNS: Final = ("AT", "STATE", "EVENT")
+
+
+def history_rows(history: Sequence[Json]) -> list[list[str]]:
+    """Rows for ``HISTORY_COLUMNS``, in the order given."""
+    return [
+        [_instant(_number(one.get("at"))), str(one.get("state", "")), str(one.get("event", ""))]
+        for one in history
+    ]
+
+
+def _instant(seconds: float | None) -> str:
+    if seconds is None or not 0 <= seconds < INSTANT_END:
+        return "-"
+    return (
+        datetime.fromtimestamp(seconds, UTC)
+        .isoformat(sep=" ", timespec="milliseconds")
+        .removesuffix("+00:00")
+    )
+
+
 def _object(value: object) -> Json:
     return value if isinstance(value, Mapping) else {}
 
@@ -302,10 +335,3 @@ def _content(status: Json) -> str:
         f"{content.get('files', 0)} files, {human_bytes(_number(content.get('bytes')) or 0)} "
         f"of {human_bytes(_number(content.get('quota')) or 0)}"
     )
-
-
-def _update_of(device: Json, doing: Json) -> Json:
-    for update in _objects(device.get("updates")):
-        if (update.get("release"), update.get("version")) == (doing.get("release"), doing.get("version")):
-            return update
-    return {}

@@ -13,12 +13,11 @@ from uuid import uuid4
 
 from driftseed.core import limits
 from driftseed.core.errors import Misuse, NotFound, WouldOverwrite
-from driftseed.core.hubkit import HubKit, encode_hub_kit
 from driftseed.core.ids import DeviceId
 from driftseed.core.model import NodeAddress
 from driftseed.core.tickets import Ticket, encode_ticket
 from driftseed.store.files import write_secret
-from driftseed.trust.keys import encode_key
+from driftseed.trust.hubkit import export_hub_kit
 from driftseed.trust.membership import create_invitation
 from driftseed.trust.repository import FleetRepository
 
@@ -132,14 +131,7 @@ def write_hub_kit(repository: FleetRepository, path: Path) -> None:
         raise WouldOverwrite(f"there is {path} already", hint="choose another name, or remove it first")
     if not path.parent.is_dir():
         raise NotFound(f"there is no directory {path.parent}", hint="make it first")
-    kit = HubKit(
-        fleet=repository.fleet_id,
-        name=repository.name,
-        root=repository.first_root,
-        enrolment_key=encode_key(repository.enrolment_key(), None).decode("ascii"),
-        timestamp_key=encode_key(repository.private_key("timestamp"), None).decode("ascii"),
-    )
-    write_secret(path, encode_hub_kit(kit))
+    write_secret(path, export_hub_kit(repository))
 
 
 def describe(repository: FleetRepository) -> dict[str, Any]:
