@@ -54,6 +54,9 @@ class _Result:
     facts: Facts = field(default_factory=Facts)
 
 
+_FORGETS_HOW_TO_UNDO: Final = frozenset({State.CLEANING_ROLLED_BACK, State.CLEANING_INCONSISTENT})
+"""States after which nothing can be undone any more; not entered before that is recorded."""
+
 _DONE: Final = _Result(Event.DONE)
 
 
@@ -143,7 +146,8 @@ class Installer:
 
         Raises:
             DiskFull: the journal or the working directory could not be written. Either nothing was begun and
-                the update is still ``verifying``; or it was undone, and ``resume`` records that later.
+                the update is still ``verifying``; or it was undone, and ``resume`` does the rest when there
+                is space again.
             StoreDamaged: the working directory cannot be made; the update is still ``verifying``.
             NotFound: the journal has no such update.
             RuntimeError: the update is in another state, or artifact and release do not belong together.
@@ -208,6 +212,8 @@ class Installer:
     async def _drive(self, course: _Course) -> State:
         """Effect, record, effect, until it is over or the device reboots."""
         while course.update.state not in TERMINAL:
+            if course.unrecorded is not None and course.update.state in _FORGETS_HOW_TO_UNDO:
+                raise course.unrecorded
             result = await self._perform(course)
             if result is None:
                 return course.update.state
@@ -234,8 +240,8 @@ class Installer:
         """Make a step, in the journal if there is space for it.
 
         When there is none, an update that is on its way to the new version turns back; one that is on its
-        way back goes on (Mender does the same): either way ends where a power cut in the recorded state
-        leads to. What is committed stays committed.
+        way back goes on (Mender does the same), up to where the means to undo would be removed: ``resume``
+        undoes it once more, for the record. What is committed stays committed.
 
         Raises:
             DiskFull: nothing was done yet that would have to be undone.
