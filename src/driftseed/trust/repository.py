@@ -29,65 +29,52 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from driftseed.core import limits
 from driftseed.core.errors import (
     ArtifactUnreadable,
-    MetadataInvalid,
     Misuse,
-    NotFound,
-    StoreDamaged,
     WouldOverwrite,
 )
-from driftseed.core.ids import Digest, FleetId
 from driftseed.core.model import (
     HUBS_TARGET,
-    Artifact,
     Deployment,
     Hubs,
     NodeAddress,
     ReleaseManifest,
     artifact_target,
-    decode_document,
     deployment_target,
     manifest_target,
     torrent_target,
 )
-from driftseed.core.tickets import fleet_of
 from driftseed.core.verified import VerifiedRelease
 from driftseed.store.files import DirectoryLock
-from driftseed.trust.agreement import DocumentT
 from driftseed.trust.chain import (
     DELEGATED,
     DEPLOYMENTS,
     FLEET,
     RELEASES,
-    Chain,
-    metadata_name,
     sha256_of,
     target_name,
-    verify_chain,
 )
 from driftseed.trust.change import Change
+from driftseed.trust.contents import FleetContents
 from driftseed.trust.founding import ENROLMENT, found_fleet
 from driftseed.trust.keys import Passphrase, load_private, load_signer
-from driftseed.trust.layout import CONTENT, FleetDirectory
+from driftseed.trust.layout import FleetDirectory
 from driftseed.trust.signing import Clock, instant
 from driftseed.trust.tufapi import CryptoSigner, Root, Snapshot, TargetFile, Targets, Timestamp
 
 
-class FleetRepository:
+class FleetRepository(FleetContents):
     """A fleet directory; use ``create`` or ``open``.
 
     Every method that changes it takes the directory's lock (AlreadyRunning) and first reads what another
     process may have changed; it writes the timestamp last, so that after a crash it can simply be run again.
     Besides the errors that they name, all raise NotFound for a key file that is not here, WrongPassphrase,
-    UnsafePermissions, DiskFull and ClockWrong.
+    UnsafePermissions, DiskFull and ClockWrong. What it holds is read through ``FleetContents``.
     """
 
     def __init__(self, directory: FleetDirectory, passphrase: Passphrase, clock: Clock) -> None:
-        self._directory = directory
+        super().__init__(directory)
         self._passphrase = passphrase
         self._clock = clock
-        self._record = directory.record()
-        self.first_root = self._read_first_root()
-        self._chain = self._read_chain()
 
     @classmethod
     def create(
@@ -120,98 +107,6 @@ class FleetRepository:
             StoreDamaged: its files do not follow from its first root.
         """
         return cls(FleetDirectory(directory), passphrase, clock)
-
-    # --- what it holds --------------------------------------------------------------------------
-
-    @property
-    def fleet_id(self) -> FleetId:
-        """SHA-256 of the first root."""
-        return FleetId(self._record.fleet)
-
-    @property
-    def name(self) -> str:
-        """The fleet's name, for people."""
-        return self._record.name
-
-    @property
-    def labels(self) -> frozenset[str]:
-        """Label keys that operators have declared."""
-        return frozenset(self._record.labels)
-
-    @property
-    def timestamp_version(self) -> int:
-        """Version of the newest timestamp signed here."""
-        return self._chain.timestamp.version
-
-    def hubs(self) -> tuple[NodeAddress, ...]:
-        """Where the hubs are, as signed."""
-        return tuple(self._document(FLEET, HUBS_TARGET, Hubs).hubs)
-
-    def releases(self) -> tuple[VerifiedRelease, ...]:
-        """Every release, by name and version in text order."""
-        return tuple(
-            VerifiedRelease(
-                manifest=self._document(RELEASES, path, ReleaseManifest),
-                digest=Digest(str(sha256_of(self._chain.delegated[RELEASES].targets[path]))),
-            )
-            for path in self._chain.paths(RELEASES)
-            if path.rpartition("/")[2] == "release.json"
-        )
-
-    def release(self, name: str, version: str) -> VerifiedRelease:
-        """One release. Raises NotFound, which names the versions there are."""
-        releases = self.releases()
-        for release in releases:
-            if (release.manifest.name, release.manifest.version) == (name, version):
-                return release
-        versions = ", ".join(one.manifest.version for one in releases if one.manifest.name == name)
-        raise NotFound(
-            f"there is no release {name} {version}",
-            hint=f"versions of {name}: {versions}" if versions else "see driftseed release list",
-        )
-
-    def deployments(self) -> tuple[Deployment, ...]:
-        """Deployments in force, by growing sequence."""
-        documents = [self._document(DEPLOYMENTS, path, Deployment) for path in self._chain.paths(DEPLOYMENTS)]
-        return tuple(sorted(documents, key=lambda one: one.sequence))
-
-    def metadata_files(self) -> dict[str, bytes]:
-        """The current metadata, every root included, by repository name."""
-        return dict(self._chain.files)
-
-    def target_files(self) -> dict[str, bytes]:
-        """Documents and torrents (every TUF target that is not an artifact), by repository name."""
-        paths = [(role, path) for role in (FLEET, DEPLOYMENTS) for path in self._chain.paths(role)]
-        for release in self.releases():
-            manifest = release.manifest
-            paths.append((RELEASES, manifest_target(manifest.name, manifest.version)))
-            paths.extend(
-                (RELEASES, torrent_target(manifest.name, manifest.version, artifact))
-                for artifact in manifest.artifacts
-            )
-        files = {}
-        for role, path in paths:
-            target = self._chain.delegated[role].targets[path]
-            files[target_name(path, str(sha256_of(target)))] = self._target_bytes(path, target)
-        return files
-
-    def files(self) -> dict[str, bytes]:
-        """``metadata_files`` and ``target_files`` together: what a device needs besides content."""
-        return {**self.metadata_files(), **self.target_files()}
-
-    @property
-    def content_directory(self) -> Path:
-        """Where the artifacts are, each under its SHA-256."""
-        return self._directory.path / CONTENT
-
-    def content(self, artifact: Artifact) -> Path:
-        """The artifact's file. Raises NotFound when this copy of the directory lacks it."""
-        path = self._directory.content(artifact.sha256)
-        if not path.is_file():
-            raise NotFound(
-                f"the content of {artifact.filename} ({artifact.sha256[:16]}) is not in {path.parent}"
-            )
-        return path
 
     def private_key(self, name: str) -> Ed25519PrivateKey:
         """A key of this directory by its file's name without ``.pem``, such as ``enrolment``."""
@@ -353,31 +248,13 @@ class FleetRepository:
 
     # --- how ------------------------------------------------------------------------------------
 
-    def _read_first_root(self) -> bytes:
-        data = self._directory.read(metadata_name(Root.type, 1))
-        if data is None or fleet_of(data) != self._record.fleet:
-            raise StoreDamaged(
-                f"{self._directory.path}: the first root is missing or not this fleet's",
-                hint="restore metadata/1.root.json from your backup",
-            )
-        return data
-
-    def _read_chain(self) -> Chain:
-        try:
-            return verify_chain(self.first_root, self._directory.read)
-        except MetadataInvalid as error:
-            raise StoreDamaged(
-                f"{self._directory.path}: {error.message}", hint="restore metadata/ from your backup"
-            ) from error
-
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         lock = DirectoryLock(self._directory.path)
         lock.acquire()
         try:
             self._directory.tidy()
-            self._record = self._directory.record()
-            self._chain = self._read_chain()
+            self._reload()
             yield
         finally:
             lock.release()
@@ -417,7 +294,7 @@ class FleetRepository:
         old = set(self._document_names())
         for name, data in change.sign(self.first_root, timestamp_above=timestamp_above).items():
             self._directory.write(name, data)
-        self._chain = self._read_chain()
+        self._reload()
         for name in old - set(self._document_names()):
             (self._directory.path / name).unlink(missing_ok=True)
 
@@ -429,19 +306,3 @@ class FleetRepository:
         record = msgspec.structs.replace(self._record, **changes)
         self._directory.save_record(record)
         self._record = record
-
-    def _document(self, role: str, path: str, kind: type[DocumentT]) -> DocumentT:
-        data = self._target_bytes(path, self._chain.delegated[role].targets[path])
-        try:
-            return decode_document(data, kind)
-        except ValueError as error:
-            raise StoreDamaged(f"{path} is signed but malformed: {error}") from None
-
-    def _target_bytes(self, path: str, target: TargetFile) -> bytes:
-        name = target_name(path, str(sha256_of(target)))
-        data = self._directory.read(name)
-        if data is None or hashlib.sha256(data).hexdigest() != sha256_of(target):
-            raise StoreDamaged(
-                f"{self._directory.path / name} is missing or changed", hint="restore it from your backup"
-            )
-        return data
