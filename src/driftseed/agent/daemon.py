@@ -65,6 +65,7 @@ class Agent:
         self.journal = journal
         self.started = time.monotonic()
         self.inventory: dict[str, str] = {}
+        self._said_inventory: dict[str, str] = {}
         self.identity = home.identity()
         self.clock = DeviceClock(journal, record.joined)
         self.membership = Membership(FleetId(record.fleet), {record.enrolment_key}, self.clock)
@@ -114,6 +115,7 @@ class Agent:
             content=content_settings(config),
         )
         agent = cls(home, record, config, options, journal)
+        agent._said_inventory = dict(inventory)
         agent.inventory = detect(
             device=agent.identity.device,
             agent_version=__version__,
@@ -188,6 +190,17 @@ class Agent:
         for deployment in fleet.deployments:
             for artifact in deployment.release.manifest.artifacts:
                 self._tasks.spawn(self.node.contents.keep(deployment.release, artifact), "keep")
+
+    def reconfigure(self, config: AgentConfig) -> None:
+        """Take over what can change while running; the rest waits for a restart."""
+        self.config = config
+        self.inventory = detect(
+            device=self.identity.device,
+            agent_version=__version__,
+            overrides={**config.inventory, **self._said_inventory},
+        )
+        self.updates.reconsider()
+        self.reporter.changed()
 
     # --- about this device ----------------------------------------------------------------------
 

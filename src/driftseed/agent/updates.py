@@ -163,7 +163,7 @@ class Updates:
 
     async def _cancel_unwanted(self, decisions: tuple[Decision, ...]) -> None:
         """End what no deployment asks for any more, unless a module is at work on it."""
-        wanted = {each.deployment.deployment.id for each in decisions if isinstance(each, Go)}
+        wanted = {each.deployment.deployment.id for each in decisions if isinstance(each, Go | Wait)}
         for row in self._journal.unfinished():
             if row.deployment_id in wanted or BY_STATE[row.state].phase is not Phase.FETCHING:
                 continue
@@ -172,8 +172,8 @@ class Updates:
                 task.cancel()
                 await asyncio.wait({task})
             self._step(row.deployment_id, Event.CANCELLED, "superseded", "no deployment asks for it any more")
-            wanted_content = {each.artifact.sha256 for each in decisions if isinstance(each, Go)}
-            if row.artifact_sha256 not in wanted_content:
+            others = {each.artifact_sha256 for each in self._journal.unfinished()}
+            if row.artifact_sha256 not in others:
                 await self._contents.abandon(Digest(row.artifact_sha256))
 
     def _begin(self, go: Go) -> None:

@@ -20,6 +20,7 @@ from driftseed.core.errors import (
     TrustError,
 )
 from driftseed.core.ids import DeviceId, Digest
+from driftseed.core.model import NodeAddress
 from driftseed.core.verified import VerifiedFleet
 from driftseed.hub.admission import Admissions
 from driftseed.hub.observer import FleetObserver
@@ -97,6 +98,10 @@ class Hub:
         self.membership = Membership(kit.fleet_id, self.bootstrap_keys, clock)
         self._admissions = admissions
         self._tasks = TaskOwner("hub")
+        self._known: set[DeviceId] = set()
+        """Devices that have proved membership to this hub."""
+        self.on_member: Callable[[DeviceId], None] = lambda _device: None
+        """Called when a device has proved its membership."""
         self._keeping: dict[Digest, asyncio.Task[None]] = {}
         self.certificate = self._issue(identity.device, "hub", {})
         self.node: Node
@@ -122,6 +127,7 @@ class Hub:
         observer = await FleetObserver.open(home.directory / DATABASE_FILE, clock)
         admissions = Admissions(home.directory / ADMISSIONS_FILE)
         hub = cls(kit, identity, observer, admissions, settings, clock)
+        hub._known.update(await observer.sequences())
         home.keep(
             MembershipRecord(
                 fleet=kit.fleet,
@@ -174,11 +180,17 @@ class Hub:
         await self.observer.close()
         self._admissions.close()
 
+    def public_address(self) -> NodeAddress:
+        """How devices reach it."""
+        return NodeAddress(
+            device=self.identity.device, addrs=list(self.settings.public), relay=self.settings.relay
+        )
+
     # --- what the node brings (node.node.Owner) -------------------------------------------------
 
     async def on_fleet(self, fleet: VerifiedFleet) -> None:
         """Fetch everything that is deployed, so that publishers may leave; let go of what is not."""
-        self.membership.replace_keys(fleet.enrolment_keys | self.bootstrap_keys)
+        self.membership.replace_keys(fleet.enrolment_keys)
         wanted: set[Digest] = set()
         for deployment in fleet.deployments:
             for artifact in deployment.release.manifest.artifacts:
@@ -220,6 +232,8 @@ class Hub:
 
     def on_peer(self, peer: OverlayPeer) -> None:
         """Note who it is."""
+        self._known.add(peer.device)
+        self.on_member(peer.device)
         if peer.role == "agent":
             self._tasks.spawn(self.observer.member(peer.link.member), "member")
 
@@ -242,7 +256,7 @@ class Hub:
         """Trade a ticket's secret for a certificate."""
         asked = await join_in(connection)
         fleet = self.node.fleet
-        keys = self.bootstrap_keys | (fleet.enrolment_keys if fleet else frozenset())
+        keys = fleet.enrolment_keys if fleet else self.bootstrap_keys
         try:
             invitation = check_invitation(
                 asked.request.invitation, keys=keys, fleet=self.kit.fleet_id, now=self.clock()
@@ -254,12 +268,13 @@ class Hub:
             return
         certificate = self._issue(connection.remote, invitation.role, dict(invitation.labels))
         await self.observer.member(self.membership.check(certificate, connection.remote))
+        self._known.add(connection.remote)
         _log.info("admitted", extra={"fields": {"device": connection.remote[:16], "by": invitation.id[:8]}})
         await asked.admit(wire.JoinReply(certificate=certificate, hub_certificate=self.certificate))
 
     def is_member(self, device: DeviceId) -> bool:
-        """Whether a device has an overlay link here or was met before: whom the relay serves."""
-        return self.node.overlay.peer(device) is not None
+        """Whether a device has proved its membership here, now or before: whom the relay serves fully."""
+        return device == self.identity.device or device in self._known
 
     # --- freshness ------------------------------------------------------------------------------
 

@@ -108,6 +108,13 @@ class RelayServer:
             await self._runner.cleanup()
             self._runner = None
 
+    def promote(self, device: DeviceId) -> None:
+        """A guest has proved to be a member meanwhile: it may exchange datagrams with everyone from now on."""
+        key = bytes.fromhex(device)
+        for client in [self._active.get(key), *self._spares.get(key, ())]:
+            if client is not None:
+                client.guest = False
+
     def stats(self) -> dict[str, int]:
         """What the relay has done.
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
+from pathlib import Path
 from typing import Final
 
 from driftseed.core import limits
@@ -203,6 +204,29 @@ class Contents:
                 await asyncio.sleep(KEEP_RETRY_S)
             else:
                 return
+
+    async def take_in(self, sha256: Digest, path: Path) -> None:
+        """Keep a file that was handed in locally and whose SHA-256 was checked on the way.
+
+        Raises:
+            ContentMismatch: it is another file after all. DiskFull: there is no room for it.
+        """
+        if self.store.has(sha256):
+            return
+        length = (await asyncio.to_thread(path.stat)).st_size
+        transfer = self._transfers.get(sha256)
+        if transfer is not None:
+            await self.abandon(sha256)
+        for evicted in self.store.make_room(sha256, length):
+            await self.engine.remove(evicted)
+        await asyncio.to_thread(self.store.add_file, path, sha256)
+        self._overlay.state_changed()
+
+    async def configure(self, settings: ContentSettings) -> None:
+        """Take over other limits at once."""
+        self.settings = settings
+        self.store.quota_bytes = settings.quota_bytes
+        await self.engine.set_limits(settings.upload_limit, settings.download_limit)
 
     async def abandon(self, sha256: Digest) -> None:
         """Stop fetching: nothing in force wants it any more. What is there of it is removed."""
