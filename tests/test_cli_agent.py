@@ -107,6 +107,20 @@ def test_peers_are_shown_with_path_and_round_trip_time(cli: Cli, node: FakeNode,
         assert text in shown
 
 
+def test_the_overlay_is_shown_with_what_others_see(cli: Cli, node: FakeNode, tmp_path: Path) -> None:
+    answer = {
+        "device": DEVICE, "addresses": ["10.0.0.7:4711"], "observed": ["192.0.2.9:4711"], "relay": "http://192.0.2.7:7700",
+        "address": {}, "hubs": [{"device": DEVICE, "addrs": ["192.0.2.7:7700"]}], "known_devices": 12,
+    }  # fmt: skip
+    node.answers["GET", "/v1/overlay"] = (200, answer)
+    shown = cli.ok("agent", "overlay", "--data", tmp_path).out
+    for text in ("10.0.0.7:4711", "192.0.2.9:4711", "http://192.0.2.7:7700", "12 devices"):
+        assert text in shown
+    assert cli.ok("agent", "overlay", "--data", tmp_path, "--json").json == answer
+    node.answers["GET", "/v1/overlay"] = (200, {})
+    cli.ok("agent", "overlay", "--data", tmp_path)
+
+
 def test_updates_show_progress_and_sources(cli: Cli, node: FakeNode, tmp_path: Path) -> None:
     shown = cli.ok("agent", "updates", "--data", tmp_path).out
     for text in ("app 2.0", "downloading", "50%", "agent/lan 3.0 MiB"):

@@ -18,7 +18,7 @@ from support_cli_node import FakeNode, on_socket
 COMMANDS = [
     ["fleet", "init"], ["fleet", "invite"], ["fleet", "add-hub"], ["fleet", "remove-hub"], ["fleet", "show"],
     ["fleet", "hub-kit"], ["release", "create"], ["release", "list"], ["release", "show"], ["deploy"], ["publish"],
-    ["agent", "join"], ["agent", "status"], ["agent", "peers"], ["agent", "updates"], ["agent", "config"],
+    ["agent", "join"], ["agent", "status"], ["agent", "peers"], ["agent", "overlay"], ["agent", "updates"], ["agent", "config"],
     ["agent", "announce"], ["agent", "update", "show"], ["agent", "update", "remove"], ["status"], ["devices"],
     ["deployments"], ["demo"], ["bench"],
 ]  # fmt: skip
@@ -51,6 +51,32 @@ def test_a_wrong_command_line_is_2_for_people_and_programs(cli: Cli, arguments: 
     for_programs = cli(*arguments, "--json")
     assert for_programs.code == 2
     assert for_programs.json["error"]["reason"] == "usage"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fleet", "init", "{file}/fleet", "--no-passphrase"],
+        ["fleet", "init", "/proc/none/fleet", "--no-passphrase"],
+        ["fleet", "show", "{file}"],
+        ["fleet", "hub-kit", "{fleet}", "/proc/none"],
+        ["agent", "join", "{ticket}", "--data", "{file}/data"],
+        ["agent", "run", "--data", "{file}/data"],
+        ["agent", "status", "--data", "{file}/data"],
+        ["agent", "status", "--data", "/" + "x" * 200],
+        ["devices", "--hub", "{file}"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_system_refuses_is_no_traceback(cli: Cli, tmp_path: Path, command: list[str]) -> None:
+    file, fleet = tmp_path / "file", tmp_path / "fleet"
+    file.touch()
+    cli.ok("fleet", "init", fleet, "--no-passphrase")
+    hub = f"{'5a' * 32}@127.0.0.1:1"
+    ticket = cli.ok("fleet", "invite", fleet, "--hub", hub).out.strip()
+    outcome = cli(*(word.format(file=file, fleet=fleet, ticket=ticket) for word in command))
+    assert outcome.code >= 10
+    assert outcome.err.startswith("error: ")
 
 
 def test_json_behind_the_dashes_is_an_argument(cli: Cli, tmp_path: Path) -> None:

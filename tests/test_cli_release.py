@@ -15,6 +15,7 @@ import pytest
 from driftseed.swarm.torrent import check_torrent
 from driftseed.trust.repository import FleetRepository
 from support_cli import Cli, snapshot
+from support_cli_node import FakeNode, on_port
 
 
 @pytest.fixture
@@ -83,6 +84,16 @@ def test_a_release_is_signed_with_its_content_and_torrent(
         assert found.content(artifact).stat().st_size == artifact.length
         (torrent,) = [data for name, data in torrents.items() if f"{artifact.torrent_sha256}." in name]
         check_torrent(torrent, artifact)
+
+
+def test_an_artifact_may_be_a_url(cli: Cli, fleet: Path) -> None:
+    with on_port(FakeNode({("GET", "/build/7/app.bin"): (200, b"built elsewhere")})) as url:
+        made = cli.ok(*create(fleet, f"{url}/build/7/app.bin:arch=arm64"), "--json").json
+        cli.refused(16, "artifact-unreadable", *create(fleet, f"{url}/build/8/app.bin", version="2"))
+    (artifact,) = made["artifacts"]
+    assert (artifact["filename"], artifact["selector"]) == ("app.bin", "arch=arm64")
+    (release,) = repository(fleet).releases()
+    assert repository(fleet).content(release.manifest.artifacts[0]).read_bytes() == b"built elsewhere"
 
 
 def test_a_dry_run_changes_nothing(cli: Cli, fleet: Path, binary: Path) -> None:

@@ -166,6 +166,22 @@ def peers(
 
 
 @app.command()
+def overlay(
+    *, data: DataOption = DATA_DEFAULT, socket: SocketOption = None, json_output: JsonOption = False
+) -> None:
+    """Show by what addresses the device can be reached, and how many others it knows."""
+    from driftseed.cli import views
+    from driftseed.cli.output import print_json, say
+
+    answer = _client(data, socket).get("/v1/overlay")
+    if json_output:
+        print_json(answer)
+        return
+    for line in views.overlay_lines(answer):
+        say(line)
+
+
+@app.command()
 def updates(
     *, data: DataOption = DATA_DEFAULT, socket: SocketOption = None, json_output: JsonOption = False
 ) -> None:

@@ -16,7 +16,7 @@ import typer
 from driftseed import __version__
 from driftseed.cli import agent, bench, demo, deploy, fleet, hub, publish, release, status
 from driftseed.cli.output import print_error
-from driftseed.core.errors import DriftseedError, Misuse
+from driftseed.core.errors import DeviceError, DriftseedError, Misuse
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
         print_error(error, as_json=as_json)
         return error.exit_code
     except typer.Abort:
-        print_error(Misuse("given up", hint=""), as_json=as_json)
+        print_error(Misuse("the input ended before it was complete", hint="try again"), as_json=as_json)
         return Misuse.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -96,6 +96,14 @@ def run(arguments: Sequence[str]) -> int:
         # more when it flushes at exit: https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # What the system refuses (permissions, a file where a directory should be) is no fault of the program.
+        where = f"{error.filename}: " if error.filename is not None else ""
+        refused = DeviceError(
+            f"{where}{error.strerror or error}", hint="check the path and this user's rights to it"
+        )
+        print_error(refused, as_json=as_json)
+        return refused.exit_code
 
 
 def _call(arguments: list[str], *, as_json: bool) -> int:

@@ -204,6 +204,26 @@ def agent_lines(status: Json) -> list[str]:
     return _described(lines)
 
 
+def overlay_lines(overlay: Json) -> list[str]:
+    """An agent's ``/v1/overlay`` in words."""
+    lines = [
+        ("device", str(overlay.get("device", ""))),
+        ("listens", _list(overlay.get("addresses"))),
+        ("seen at", _list(overlay.get("observed"))),
+        ("relay", str(overlay.get("relay") or "-")),
+        ("knows", f"{overlay.get('known_devices', 0)} devices"),
+    ]
+    hubs = (
+        f"{short(str(hub.get('device', '')))} at {_list(hub.get('addrs'))}"
+        for hub in _objects(overlay.get("hubs"))
+    )
+    return _described([*lines, *(("hub", hub) for hub in hubs)])
+
+
+def _list(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) and value else "-"
+
+
 def _described(lines: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{name:<10} {value}" for name, value in lines]
 
