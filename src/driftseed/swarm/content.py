@@ -242,18 +242,9 @@ class ContentStore:
         if digest in self._whole:
             return self.directory / digest
         partial = self.partial_path(digest)
-        length = 0
-        hasher = hashlib.sha256()
         try:
-            with files.disk_full_as_error(partial), source.open("rb") as reader:
-                partial.unlink(missing_ok=True)
-                with partial.open("xb") as writer:
-                    while chunk := reader.read(COPY_BYTES):
-                        hasher.update(chunk)
-                        writer.write(chunk)
-                        length += len(chunk)
-            if hasher.hexdigest() != digest:
-                raise ContentMismatch(f"{source} has SHA-256 {hasher.hexdigest()}, not {digest}")
+            with files.disk_full_as_error(partial):
+                length = _copy(source, partial, digest)
             files.adopt(partial, self.directory / digest)
         except BaseException:
             self.discard(digest)
@@ -289,6 +280,21 @@ class ContentStore:
                     self._whole[digest] = _Whole(status.st_size, status.st_mtime)
         for digest in self._partial.keys() & self._whole.keys():
             self.discard(digest)  # the power went, or the engine died, in the middle of an adoption
+
+
+def _copy(source: Path, target: Path, digest: Digest) -> int:
+    """Copy a file; return its length. Raises ContentMismatch when it does not have this SHA-256."""
+    length = 0
+    hasher = hashlib.sha256()
+    target.unlink(missing_ok=True)
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(COPY_BYTES):
+            hasher.update(chunk)
+            writer.write(chunk)
+            length += len(chunk)
+    if hasher.hexdigest() != digest:
+        raise ContentMismatch(f"{source} has SHA-256 {hasher.hexdigest()}, not {digest}")
+    return length
 
 
 def flush(path: Path) -> None:

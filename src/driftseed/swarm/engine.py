@@ -29,9 +29,17 @@ FLUSH_TIMEOUT_S: Final = 1.5
 """Seconds for writing out what is in memory when told to stop."""
 RECEIVE_BYTES: Final = 256 * 1024
 
+_NO_PLUGINS: Final = 0
+"""For the session: above all no peer exchange. What a peer calls an address of others is here one of the
+device's own loopback addresses, so it could make the engine connect to any local service."""
 _PLAIN_STATUS: Final = 0
 """For post_torrent_updates: none of the figures that cost a walk over all pieces."""
-_ALL_ADDRESSES: Final = ("0.0.0.0", "255.255.255.255")  # noqa: S104  # a range of peers, not a listener
+_NOT_LOOPBACK: Final = (
+    ("0.0.0.0", "126.255.255.255"),  # noqa: S104  # a range of peers, not a listener
+    ("128.0.0.0", "255.255.255.255"),
+    ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+)
+"""Never talked to: a peer may name addresses to connect to (BEP 55, which cannot be switched off)."""
 _BLOCKED: Final = 1
 """In an ip_filter: this address is not talked to."""
 
@@ -43,6 +51,8 @@ class Transfer:
         self.sha256 = command.sha256
         self.handle = handle
         self.filename = command.filename
+        self.whole = command.whole
+        """The file was complete when it was added."""
         self.fetching = not command.whole
         """Its completion is still to be told."""
         self.finished = False
@@ -66,11 +76,12 @@ class Engine:
         self._transfers: dict[str, Transfer] = {}
         self._by_torrent: dict[Any, Transfer] = {}
         self._blocked = lt.ip_filter()
+        for first, last in _NOT_LOOPBACK:
+            self._blocked.add_rule(first, last, _BLOCKED)
         self._stopping = False
         self._dirty = False
         """Something may have moved since the last report."""
 
-        parameters = lt.session_params()
         category = lt.alert.category_t
         mask = (
             category.error_notification
@@ -80,13 +91,13 @@ class Engine:
             | category.connect_notification
         )
         chosen: Any = settings.SETTINGS | {"alert_mask": mask}
-        parameters.settings = chosen
-        self._session = lt.session(parameters)
+        self._session = lt.session(chosen, _NO_PLUGINS)
         # libtorrent takes local peers for neighbours in the same room: outside all limits and slots. Here they
         # are remote devices behind tunnels, so every address is put into the one class that has the limits.
         everybody = lt.ip_filter()
-        everybody.add_rule(*_ALL_ADDRESSES, 1 << int(lt.session.global_peer_class_id))
+        everybody.add_rule("127.0.0.0", "127.255.255.255", 1 << int(lt.session.global_peer_class_id))
         self._session.set_peer_class_filter(everybody)
+        self._session.set_ip_filter(self._blocked)
         self._wake, wake_write = socket.socketpair()
         self._wake.setblocking(False)
         wake_write.setblocking(False)
@@ -107,7 +118,7 @@ class Engine:
         self._alerts: dict[type[Any], Callable[[Any], None]] = {
             lt.listen_succeeded_alert: self._on_listening,
             lt.torrent_finished_alert: self._on_finished,
-            lt.torrent_checked_alert: self._on_moved,
+            lt.torrent_checked_alert: self._on_checked,
             lt.cache_flushed_alert: self._on_flushed,
             lt.state_update_alert: self._on_progress,
             lt.hash_failed_alert: self._on_hash_failed,
@@ -191,9 +202,10 @@ class Engine:
             # Without auto_managed libtorrent neither queues nor resumes it by itself. There is no resume data
             # on purpose: it would be believed after a power cut (arvidn/libtorrent#4974), so what a partial
             # file holds is hashed instead. `seed_mode` takes the parent's word that the file was verified.
-            flags = lt.torrent_flags.update_subscribe
+            flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
             if command.whole:
-                flags |= lt.torrent_flags.seed_mode
+                # Should the file turn out to be bad after all, it is not mended: it may be somebody's own.
+                flags |= lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
             if command.super_seed:
                 flags |= lt.torrent_flags.super_seeding
             parameters.flags = flags
@@ -270,9 +282,16 @@ class Engine:
         if alert.socket_type == lt.socket_type_t.tcp:
             self._send(protocol.Ready(ip=alert.address, port=alert.port))
 
-    def _on_moved(self, alert: Any) -> None:
-        if self._transfer(alert):
+    def _on_checked(self, alert: Any) -> None:
+        transfer = self._transfer(alert)
+        if transfer is not None:
             self._dirty = True
+            if transfer.whole and not transfer.handle.status(_PLAIN_STATUS).is_seeding:
+                self._not_whole(transfer)
+
+    def _not_whole(self, transfer: Transfer) -> None:
+        transfer.handle.pause()  # it has nothing to give, and its peers would come again and again
+        self._fail(transfer.sha256, "its file is gone, or is no longer what was verified")
 
     def _on_finished(self, alert: Any) -> None:
         transfer = self._transfer(alert)
@@ -317,7 +336,12 @@ class Engine:
         )
 
     def _on_hash_failed(self, alert: Any) -> None:
-        if transfer := self._transfer(alert):
+        transfer = self._transfer(alert)
+        if transfer is None:
+            return
+        if transfer.whole:
+            self._not_whole(transfer)
+        else:
             self._send(protocol.HashFailed(sha256=transfer.sha256, piece=int(alert.piece_index)))
 
     def _on_ban(self, alert: Any) -> None:

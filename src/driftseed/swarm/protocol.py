@@ -18,8 +18,10 @@ from msgspec import Meta, Struct
 from driftseed.core import limits
 from driftseed.core.model import Hex64
 
-FRAME_BYTES_MAX: Final = limits.TORRENT_BYTES_MAX + 64 * limits.KIB
-"""Bytes of a frame: an ``Add`` carries a whole torrent file."""
+COMMAND_BYTES_MAX: Final = limits.TORRENT_BYTES_MAX + 64 * limits.KIB
+"""Bytes of a command's frame: an ``Add`` carries a whole torrent file."""
+EVENT_BYTES_MAX: Final = 16 * limits.KIB
+"""Bytes of an event's frame."""
 TEXT_CHARS_MAX: Final = 512
 """Characters of a message for people; longer ones are cut."""
 
@@ -245,17 +247,19 @@ class FrameDecoder(Generic[MessageT]):
 
     Args:
         decoder: of the frames that this side receives.
+        bytes_max: most bytes that one may have.
     """
 
-    def __init__(self, decoder: msgspec.msgpack.Decoder[MessageT]) -> None:
+    def __init__(self, decoder: msgspec.msgpack.Decoder[MessageT], bytes_max: int) -> None:
         self._decoder = decoder
+        self._bytes_max = bytes_max
         self._buffer = bytearray()
 
     def receive(self, data: bytes) -> list[MessageT]:
         """Take bytes in; return the messages that are now complete.
 
         Raises:
-            ValueError: a frame is longer than ``FRAME_BYTES_MAX``, or does not decode. The stream is then
+            ValueError: a frame is longer than allowed, or does not decode. The stream is then
                 of no further use.
         """
         self._buffer += data
@@ -263,12 +267,15 @@ class FrameDecoder(Generic[MessageT]):
         start = 0
         while len(self._buffer) - start >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer, start)
-            if length > FRAME_BYTES_MAX:
-                raise ValueError(f"a frame of {length} bytes where {FRAME_BYTES_MAX} are allowed")
+            if length > self._bytes_max:
+                raise ValueError(f"a frame of {length} bytes where {self._bytes_max} are allowed")
             end = start + _HEADER.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(self._decoder.decode(self._buffer[start + _HEADER.size : end]))
+            try:
+                messages.append(self._decoder.decode(self._buffer[start + _HEADER.size : end]))
+            except RecursionError:
+                raise ValueError("nested too deeply") from None
             start = end
         del self._buffer[:start]
         return messages
@@ -276,9 +283,9 @@ class FrameDecoder(Generic[MessageT]):
 
 def command_decoder() -> FrameDecoder[Command]:
     """For the engine's side."""
-    return FrameDecoder(msgspec.msgpack.Decoder(Command))
+    return FrameDecoder(msgspec.msgpack.Decoder(Command), COMMAND_BYTES_MAX)
 
 
 def event_decoder() -> FrameDecoder[EngineEvent]:
     """For the agent's side."""
-    return FrameDecoder(msgspec.msgpack.Decoder(EngineEvent))
+    return FrameDecoder(msgspec.msgpack.Decoder(EngineEvent), EVENT_BYTES_MAX)

@@ -23,6 +23,8 @@ _ISOLATION: Final = {
     "enable_ip_notifier": False,
     "enable_incoming_utp": False,
     "enable_outgoing_utp": False,
+    # Of what a peer can make this side connect to (BEP 55), at least no system service.
+    "no_connect_privileged_ports": True,
     # pe_disabled: the tunnel is encrypted, and twice is only slower.
     "in_enc_policy": 2,
     "out_enc_policy": 2,
@@ -66,7 +68,10 @@ _SPEED: Final = {
     # A block that a stalled tunnel owes us is asked of somebody else after so many seconds.
     "piece_timeout": 10,
     "request_timeout": 20,
-    "suggest_mode": 0,
+    # Rarest first from the first piece on, and always: at random, or in order, several ask the origin for
+    # the same piece.
+    "initial_picker_threshold": 0,
+    "auto_sequential": False,
 }
 
 _MEMORY: Final = {
