@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -79,3 +79,10 @@ async def connected(
     """A connection, seen from the dialling and from the accepting side."""
     async with asyncio.timeout(WAIT_S):
         return await asyncio.gather(dialler.dial(acceptor.address(), alpn), accepted(acceptor))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that has no event of its own."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - counters have no events
+            await asyncio.sleep(0.01)

@@ -33,6 +33,12 @@ from support_net import (
 )
 
 
+@pytest.fixture(autouse=True)
+def brief_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused side that does not close, as some here do not, is waited for in vain."""
+    monkeypatch.setattr(limits, "REFUSAL_LINGER_S", 0.3)
+
+
 def outcome_of(result: Link | BaseException) -> type[object]:
     return type(result)
 
@@ -331,3 +337,24 @@ async def test_a_cancelled_read_makes_the_stream_say_so_instead_of_losing_bytes(
         await mine.write_frame(wire.State())
         with pytest.raises(TransportError):
             await theirs.read_frame()
+
+
+async def test_a_stranger_cannot_fill_memory_before_it_proves_anything() -> None:
+    """It begins a hello, and fills streams that nobody reads as far as the engine lets it."""
+    async with two_endpoints() as (one, two):
+        out, into = await connected(one, two)
+        greeting = asyncio.create_task(greet_in(into, FLEET, certificate(two), NamedMembers(), time.time))
+        first = await out.open_stream()
+        await first.write_raw(padded_hello(500, one.device)[:300])
+
+        async def fill() -> None:
+            stream = await out.open_stream()
+            await stream.write_raw(bytes(2 * limits.MIB))
+
+        async with asyncio.timeout(WAIT_S):
+            floods = [asyncio.create_task(fill()) for _ in range(20)]
+            with pytest.raises(PeerMisbehaved) as caught:
+                await greeting
+            await out.wait_closed()
+            await asyncio.gather(*floods, return_exceptions=True)
+        assert caught.value.kind == "handshake-flood"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -17,7 +16,7 @@ from driftseed.core.limits import MIB
 from driftseed.core.model import NodeAddress
 from driftseed.net.identity import Identity
 from driftseed.net.relay import RelayServer
-from support_net import WAIT_S, accepted, endpoint
+from support_net import WAIT_S, accepted, endpoint, until
 from support_relay import admitted, dialled, relay
 
 ELSEWHERE = b"\x0d\x01"
@@ -313,6 +312,10 @@ async def test_a_guest_reaches_the_hub_and_nobody_else() -> None:
         await at_member.ping()
         assert server.stats()["drop:guest"] == 2
         assert (server.stats()["clients"], server.stats()["guests"]) == (3, 1)
+        server.promote(guest.device)
+        await guest.send(guest.datagram(at_member, b"hello"))
+        assert await at_member.read() == b"\x06" + guest.key + b"\0hello"
+        assert server.stats()["guests"] == 0
 
 
 async def test_clients_are_told_when_the_relay_goes_down() -> None:
@@ -328,10 +331,3 @@ async def test_a_taken_port_is_said_to_be_taken() -> None:
     async with relay() as (_, url):
         with pytest.raises(PortTaken, match="TCP port is taken"):
             await RelayServer(lambda _: True).start("127.0.0.1", int(url.rpartition(":")[2]))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that no frame announces."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - the relay has no event for it, and needs none
-            await asyncio.sleep(0.01)

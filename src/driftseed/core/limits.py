@@ -206,3 +206,9 @@ RELAY_BURST_BYTES: Final = 16 * MIB
 """Bytes that one relay client may send at once."""
 RELAY_GUEST_BYTES_PER_SECOND: Final = 64 * KIB
 """Bytes per second of a client that is no member yet and may speak to the hub only, in order to join."""
+HANDSHAKE_BYTES_MAX: Final = 256 * KIB
+"""UDP payload bytes that a peer may send before it has proved membership: TLS, a hello, and retransmissions."""
+HANDSHAKE_CHECK_S: Final = 0.1
+"""Seconds between looks at how much a peer without proof of membership has sent."""
+ENDPOINT_CLOSE_S: Final = 1.0
+"""Seconds that an endpoint waits for its peers to confirm that it closes."""

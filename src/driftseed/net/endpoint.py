@@ -211,7 +211,7 @@ class Endpoint:
         self._end_accepting()
         # The engine waits for peers to confirm the close; nobody is owed more than a clean shutdown's time.
         with contextlib.suppress(TimeoutError, iroh.IrohError):
-            async with asyncio.timeout(limits.SHUTDOWN_S / 2):
+            async with asyncio.timeout(limits.ENDPOINT_CLOSE_S):
                 await self._inner.close()
 
     async def _accept_forever(self) -> None:

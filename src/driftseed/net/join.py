@@ -22,14 +22,12 @@ from driftseed.core.errors import (
     LinkClosed,
     NotAMember,
     PeerMisbehaved,
-    PeerStalled,
     TicketExpired,
     TicketRefused,
-    TransportError,
     WrongFleet,
 )
 from driftseed.net.connection import Connection
-from driftseed.net.link import CLOSE_REFUSED, refuse
+from driftseed.net.link import handshake, refuse
 from driftseed.net.stream import Stream
 
 JOIN_REPLY_BYTES_MAX: Final = 2 * limits.CERTIFICATE_BYTES_MAX + limits.KIB
@@ -82,15 +80,11 @@ async def join_out(connection: Connection, request: wire.JoinRequest) -> wire.Jo
         LinkClosed: the connection is gone.
     """
     try:
-        async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT_S):
+        async with handshake(connection):
             stream = await connection.open_stream()
             await stream.write_frame(request)
             await stream.finish()
             reply = await stream.read_frame(JOIN_REPLY_BYTES_MAX, timeout=None)
-    except TimeoutError:
-        raise PeerStalled(
-            f"hub {connection.remote[:10]} did not answer within {limits.HANDSHAKE_TIMEOUT_S:g} s"
-        ) from None
     finally:
         connection.close(CLOSE_DONE)
     match reply:
@@ -118,20 +112,13 @@ async def join_in(connection: Connection) -> JoinAsked:
         PeerStalled: it did not ask within ``HANDSHAKE_TIMEOUT_S``.
         LinkClosed: the connection is gone.
     """
-    try:
-        async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT_S):
-            stream = await connection.accept_stream()
-            request = await stream.read_frame(limits.HELLO_BYTES_MAX, timeout=None)
+    async with handshake(connection):
+        stream = await connection.accept_stream()
+        request = await stream.read_frame(limits.HELLO_BYTES_MAX, timeout=None)
         if request is None:
             raise LinkClosed(f"{connection.remote[:10]} ended the connection without asking anything")
         if not isinstance(request, wire.JoinRequest):
             raise PeerMisbehaved(
                 f"{type(request).__name__} where a join request was due", kind="handshake-out-of-order"
             )
-    except TimeoutError:
-        connection.close(CLOSE_REFUSED, "join timed out")
-        raise PeerStalled(f"{connection.remote[:10]} asked nothing in time") from None
-    except TransportError:
-        connection.close(CLOSE_REFUSED, "join failed")
-        raise
-    return JoinAsked(connection, stream, request)
+        return JoinAsked(connection, stream, request)

@@ -94,7 +94,7 @@ async def greet_out(
         PeerStalled: it did not answer within ``HANDSHAKE_TIMEOUT_S``.
         LinkClosed: the connection is gone.
     """
-    async with _handshake(connection):
+    async with handshake(connection):
         stream = await connection.open_stream()
         sent_at = clock()
         await stream.write_frame(wire.Hello(fleet=fleet, certificate=certificate, clock=sent_at))
@@ -115,7 +115,7 @@ async def greet_in(
 
     Args and Raises: as ``greet_out``.
     """
-    async with _handshake(connection):
+    async with handshake(connection):
         stream = await connection.accept_stream()
         hello = await _read_hello(connection, stream)
         offset = hello.clock + connection.path().rtt_ms / 2000 - clock()
@@ -152,8 +152,17 @@ def refusal(connection: Connection, refused: wire.Refused) -> DriftseedError:
 
 
 @asynccontextmanager
-async def _handshake(connection: Connection) -> AsyncIterator[None]:
-    """Bound the handshake in time, and close the connection whenever it fails."""
+async def handshake(connection: Connection) -> AsyncIterator[None]:
+    """Bound a handshake in time and bytes, and close the connection whenever it fails.
+
+    The engine lets a peer send about a megabyte on each of a hundred streams that nobody reads, and offers no way to
+    say less beforehand; so what a stranger sends is watched, or a few of them would fill a hub's memory.
+
+    Raises:
+        PeerStalled: not done within ``HANDSHAKE_TIMEOUT_S``.
+        PeerMisbehaved: ``handshake-flood``: more than ``HANDSHAKE_BYTES_MAX`` came before it was done.
+    """
+    guard = asyncio.create_task(_close_when_flooded(connection), name="handshake-guard")
     done = False
     try:
         async with asyncio.timeout(limits.HANDSHAKE_TIMEOUT_S):
@@ -163,9 +172,25 @@ async def _handshake(connection: Connection) -> AsyncIterator[None]:
         raise PeerStalled(
             f"{connection.remote[:10]} did not end the handshake in {limits.HANDSHAKE_TIMEOUT_S:g} s"
         ) from None
+    except LinkClosed:
+        if guard.done():
+            guard.result()
+        raise
     finally:
+        guard.cancel()
+        await asyncio.gather(guard, return_exceptions=True)
         if not done:
             connection.close(CLOSE_REFUSED, "handshake failed")
+
+
+async def _close_when_flooded(connection: Connection) -> None:
+    # The engine counts, and tells nobody.
+    while (received := connection.bytes_received()) <= limits.HANDSHAKE_BYTES_MAX:  # noqa: ASYNC110
+        await asyncio.sleep(limits.HANDSHAKE_CHECK_S)
+    connection.close(CLOSE_REFUSED, "flood")
+    raise PeerMisbehaved(
+        f"{connection.remote[:10]} sent {received} bytes before it proved anything", kind="handshake-flood"
+    )
 
 
 async def _read_hello(connection: Connection, stream: Stream) -> wire.Hello:

@@ -113,7 +113,7 @@ class RelayServer:
         key = bytes.fromhex(device)
         for client in [self._active.get(key), *self._spares.get(key, ())]:
             if client is not None:
-                client.guest = False
+                client.promote(self._rate)
 
     def stats(self) -> dict[str, int]:
         """What the relay has done.

@@ -44,8 +44,7 @@ class RelayClient:
         self._drops = drops
         self._queue: deque[bytes] = deque()
         self._waiting = asyncio.Event()
-        burst = min(max(rate, limits.RELAY_FRAME_BYTES_MAX), limits.RELAY_BURST_BYTES)
-        self._bucket = TokenBucket(rate, burst)
+        self._bucket = _bucket(rate)
         self._ending = False
         self._speaks_status = socket.ws_protocol == relay_frames.PROTOCOLS[0]
         self._told_limited = False
@@ -63,6 +62,13 @@ class RelayClient:
         """Queue a status, if its protocol version has one."""
         if self._speaks_status:
             self.offer(relay_frames.status_frame(status))
+
+    def promote(self, rate: float) -> None:
+        """A guest is a member now, with a member's rate in bytes per second."""
+        if self.guest:
+            self.guest = False
+            self._bucket = _bucket(rate)
+            self._told_limited = False
 
     def hang_up(self) -> None:
         """End the connection once what is queued is sent."""
@@ -122,6 +128,10 @@ class RelayClient:
     async def close(self) -> None:
         """End the connection, without waiting long for its consent."""
         await close_socket(self._socket)
+
+
+def _bucket(rate: float) -> TokenBucket:
+    return TokenBucket(rate, min(max(rate, limits.RELAY_FRAME_BYTES_MAX), limits.RELAY_BURST_BYTES))
 
 
 async def close_socket(socket: web.WebSocketResponse) -> None:
