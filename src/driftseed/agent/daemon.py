@@ -142,7 +142,13 @@ class Agent:
             device_type=agent.inventory.get("compatible", agent.inventory.get("board", "")),
         )
         agent.updates = Updates(
-            journal, agent.node.contents, installer, agent.facts, agent.clock, agent.reporter.changed
+            journal,
+            agent.node.contents,
+            installer,
+            agent.facts,
+            agent.clock,
+            agent.reporter.changed,
+            agent.node.fail,
         )
         return agent
 

@@ -92,7 +92,7 @@ async def _serve(home: Home, options: AgentOptions) -> None:
         await submissions.start()
         await server.start()
         agent.start()
-        await until_signalled()
+        await until_signalled(agent.node.failed)
     finally:
         await server.close()
         await submissions.close()

@@ -53,6 +53,7 @@ class Updates:
         facts: this device's, asked for at each decision.
         clock: seconds since 1970.
         on_change: called whenever something is to be reported.
+        on_failure: told when deciding fails for good.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Updates:
         facts: Callable[[], DeviceFacts],
         clock: Callable[[], float],
         on_change: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._journal = journal
         self._contents = contents
@@ -77,6 +79,7 @@ class Updates:
         }
         """Updates at which a module was at work when the agent ended, or that could not go on for want of space."""
         self._tasks = TaskOwner("updates")
+        self._vital = TaskOwner("updates", on_failure)
         self._look = asyncio.Event()
         self._noted: dict[str, float] = {}
         self.held_back: dict[str, Wait | Refuse] = {}
@@ -86,10 +89,11 @@ class Updates:
         """Go on with what was under way, and decide whenever something changes."""
         self._contents.on_change = self._transfer_changed
         self._pin()
-        self._tasks.spawn(self._decide_forever(), "decide")
+        self._vital.spawn(self._decide_forever(), "decide")
 
     async def close(self) -> None:
         """Stop where it is: the journal knows how to go on."""
+        await self._vital.close()
         await self._tasks.close()
 
     def fleet_changed(self, fleet: VerifiedFleet) -> None:

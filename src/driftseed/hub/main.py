@@ -115,7 +115,7 @@ async def _serve(home: Home, options: HubOptions) -> None:
         await web.SockSite(runner, listener).start()
         hub.start()
         _say_ready(hub, relay_url, json_output=options.json_output)
-        await until_signalled()
+        await until_signalled(hub.node.failed)
     finally:
         await owner.close()
         await runner.cleanup()

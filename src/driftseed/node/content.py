@@ -77,6 +77,7 @@ class Transfer:
     artifact: Artifact
     arrived: asyncio.Future[None]
     """Every piece is here; the SHA-256 of the whole is not yet compared."""
+    task: asyncio.Task[None] | None = None
     done: int = 0
     rate: int = 0
     problem: str = ""
@@ -187,7 +188,7 @@ class Contents:
                 arrived.set_result(None)
                 return transfer
             self._transfers[sha256] = transfer
-            self._tasks.spawn(self._fetch(transfer), f"fetch {sha256[:8]}")
+            transfer.task = self._tasks.spawn(self._fetch(transfer), f"fetch {sha256[:8]}")
             self._overlay.state_changed()
         return transfer
 
@@ -233,6 +234,8 @@ class Contents:
         transfer = self._transfers.pop(sha256, None)
         if transfer is not None:
             transfer.arrived.cancel()
+            if transfer.task is not None:
+                transfer.task.cancel()
             await self.engine.remove(sha256)
             self.swarming.leave(sha256)
             self.store.discard(sha256)
@@ -274,6 +277,7 @@ class Contents:
             raise
         path = await adopt(self.engine, self.store, torrent, fetched)
         self._transfers.pop(sha256, None)
+        self.swarming.leave(sha256)
         self._overlay.state_changed()
         return trust.renamed(fetched, path)
 

@@ -91,6 +91,7 @@ class Links:
         credentials: ours; asked for at each greeting, as certificates get renewed.
         ledger: where refused peers are counted.
         clock: seconds since 1970.
+        on_failure: told when accepting fails for good.
         accept_max: incoming links, over all purposes.
     """
 
@@ -100,6 +101,7 @@ class Links:
         credentials: Callable[[], Credentials],
         ledger: Ledger,
         clock: Callable[[], float],
+        on_failure: Callable[[BaseException], None],
         *,
         accept_max: int,
     ) -> None:
@@ -111,6 +113,7 @@ class Links:
         self._accept_max = accept_max
         self._incoming = 0
         self._tasks = TaskOwner("links")
+        self._vital = TaskOwner("links", on_failure)
         self._tables: dict[bytes, LinkTable] = {}
         self._handlers: dict[bytes, Callable[[Link, bool], Awaitable[None]]] = {}
         self._raw_handlers: dict[bytes, Callable[[Connection], Awaitable[None]]] = {}
@@ -132,7 +135,7 @@ class Links:
 
     def start(self) -> None:
         """Begin to accept."""
-        self._tasks.spawn(self._accept(), "accept")
+        self._vital.spawn(self._accept(), "accept")
 
     async def dial(self, address: NodeAddress, alpn: bytes, timeout_s: float = limits.DIAL_TIMEOUT_S) -> Link:
         """The link to a device for a purpose: the one there is, or a new one.
@@ -244,4 +247,5 @@ class Links:
         for table in self._tables.values():
             for link in table.links():
                 link.connection.close(CLOSE_SHUTDOWN, "shutting down")
+        await self._vital.close()
         await self._tasks.close()

@@ -121,8 +121,12 @@ class Node:
         """This clock minus a hub's; None before a hub was met."""
         self._owner = owner
         self._checker = Membership(options.fleet, options.enrolment_keys, clock)
-        self._tasks = TaskOwner("node")
-        self.links = Links(endpoint, self._credentials, self.ledger, clock, accept_max=options.accept_max)
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends with an error when a part failed without which the node is a dead one that looks alive."""
+        self._tasks = TaskOwner("node", self.fail)
+        self.links = Links(
+            endpoint, self._credentials, self.ledger, clock, self.fail, accept_max=options.accept_max
+        )
         self.book = DirectoryBook(self.device)
         self.overlay = Overlay(
             self.links,
@@ -132,6 +136,7 @@ class Node:
             role=options.role,
             monotonic=time.monotonic,
             rng=random.SystemRandom(),
+            on_failure=self.fail,
             neighbours_max=options.neighbours_max,
         )
         self.keeper = MetadataKeeper(trust, self.overlay, self.ledger, self._fleet_changed, time.monotonic)
@@ -186,6 +191,13 @@ class Node:
         self.overlay.start()
         self._tasks.spawn(self.keeper.run(), "metadata")
         self._tasks.spawn(self._watch_network(), "network")
+
+    def fail(self, error: BaseException) -> None:
+        """Have the daemon end: a part of it that must not fail did."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+            # Also when nobody waits for it, as in a publisher: the log has it.
+            self.failed.exception()
 
     async def close(self) -> None:
         """End every link and task; what is on disk is whole at any time."""
@@ -298,7 +310,10 @@ class Node:
                 entries = [
                     wire.DirectoryEntry(address=other.address, role=other.role)
                     for other in self.overlay.peers()
-                    if other.device != device and sha256 in (*other.state.has, *other.state.wants)
+                    # A publisher hands its content to whom it dialled, over an uplink that is its own.
+                    if other.device != device
+                    and other.role != "publisher"
+                    and sha256 in (*other.state.has, *other.state.wants)
                 ]
                 reply = wire.Directory(entries=entries[:INTRODUCED_FOR_CONTENT_MAX])
                 await stream.write_frame(reply, limits.WRITE_TIMEOUT_S)

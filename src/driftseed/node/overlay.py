@@ -79,6 +79,7 @@ class Overlay:
         ledger: where faults are counted.
         monotonic: seconds.
         rng: picks among equals.
+        on_failure: told when telling or looking fails for good.
         neighbours_max: links to agents that we dial and keep.
     """
 
@@ -92,6 +93,7 @@ class Overlay:
         role: str,
         monotonic: Callable[[], float],
         rng: random.Random,
+        on_failure: Callable[[BaseException], None],
         neighbours_max: int = limits.NEIGHBOURS_ACTIVE_MAX,
     ) -> None:
         self._links = links
@@ -104,6 +106,7 @@ class Overlay:
         self.neighbours_max = neighbours_max
         self._peers: dict[DeviceId, OverlayPeer] = {}
         self._tasks = TaskOwner("overlay")
+        self._vital = TaskOwner("overlay", on_failure)
         self._state_dirty = asyncio.Event()
         self._upkeep = asyncio.Event()
         links.handle(wire.ALPN_OVERLAY, self._run_link)
@@ -149,11 +152,12 @@ class Overlay:
 
     def start(self) -> None:
         """Begin to look for hubs and neighbours."""
-        self._tasks.spawn(self._tell(), "tell")
-        self._tasks.spawn(self._keep_up(), "keep up")
+        self._vital.spawn(self._tell(), "tell")
+        self._vital.spawn(self._keep_up(), "keep up")
 
     async def close(self) -> None:
         """Stop looking; the links are closed by their owner."""
+        await self._vital.close()
         await self._tasks.close()
 
     async def reach(self, address: NodeAddress, timeout_s: float = limits.DIAL_TIMEOUT_S) -> OverlayPeer:
@@ -171,7 +175,7 @@ class Overlay:
     async def _run_link(self, link: Link, outgoing: bool) -> None:  # noqa: FBT001 - the handler's protocol
         peer = OverlayPeer(link, outgoing=outgoing, ledger=self._ledger, monotonic=self._monotonic)
         self._peers[peer.device] = peer
-        self.book.met(peer.address, peer.role, self._monotonic())
+        self._note(peer)
         _log.info(
             "linked", extra={"fields": {"peer": peer.device[:16], "role": peer.role, "outgoing": outgoing}}
         )
@@ -190,6 +194,11 @@ class Overlay:
             self._business.on_peer_gone(peer)
             self._upkeep.set()
             _log.info("unlinked", extra={"fields": {"peer": peer.device[:16], "role": peer.role}})
+
+    def _note(self, peer: OverlayPeer) -> None:
+        """Remember how to dial it, if it is there to stay."""
+        if peer.role != "publisher":
+            self.book.met(peer.address, peer.role, self._monotonic())
 
     def _introductions(self, to: OverlayPeer) -> list[wire.DirectoryEntry]:
         """Devices that we know to be up, for one that may need neighbours: a random few."""
@@ -219,7 +228,7 @@ class Overlay:
     def _on_state(self, peer: OverlayPeer, state: wire.State) -> None:
         first = not peer.state.addrs and bool(state.addrs)
         peer.take_state(state)
-        self.book.met(peer.address, peer.role, self._monotonic())
+        self._note(peer)
         self._business.on_peer_state(peer)
         data = self._business.newest_notice()
         if data is not None and self._business.behind([peer.device]):

@@ -340,9 +340,8 @@ class Swarming:
     async def _served(self, sha256: Digest) -> TcpAddress | None:
         """Where a content is served here; None when it is not."""
         try:
-            if not await self._carry(sha256):
-                return None
-            return self._engine.listen_address
+            carried = await self._carry(sha256)
+            return self._engine.listen_address if carried else None
         except (EngineFailed, DeviceError) as error:
             _log.warning("cannot serve", extra={"fields": {"reason": error.reason, "why": error.message}})
             return None

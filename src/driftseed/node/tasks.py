@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from driftseed.core import limits
@@ -20,10 +20,12 @@ class TaskOwner:
 
     Args:
         name: for the log.
+        on_failure: told of a task that failed, where going on without it would be worse than ending.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, on_failure: Callable[[BaseException], None] | None = None) -> None:
         self._name = name
+        self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -44,6 +46,8 @@ class TaskOwner:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task %s failed", task.get_name(), exc_info=error)
+            if self._on_failure is not None:
+                self._on_failure(error)
 
     async def close(self, timeout_s: float = limits.SHUTDOWN_S) -> None:
         """Cancel all tasks and wait for their ends, at most ``timeout_s`` seconds."""
