@@ -1,0 +1,1 @@
+"""Benchmarks: what the parts can do on this machine, with the method of each."""
