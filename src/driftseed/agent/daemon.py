@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from driftseed.agent.inventory import detect
 from driftseed.agent.reporting import Reporter
 from driftseed.agent.updates import Updates
 from driftseed.core import wire
-from driftseed.core.errors import DeviceError
+from driftseed.core.errors import DeviceError, DiskFull
 from driftseed.core.ids import FleetId
 from driftseed.core.lifecycle import State
 from driftseed.core.policy import DeviceFacts, Refuse, Wait
@@ -25,11 +25,11 @@ from driftseed.core.reports import REFUSED, InstalledReport, Report, UpdateRepor
 from driftseed.core.verified import VerifiedFleet
 from driftseed.install.installer import Installer
 from driftseed.install.runner import ModuleRunner
-from driftseed.node.content import ContentSettings
 from driftseed.node.home import Home, MembershipRecord
 from driftseed.node.node import Node, NodeOptions
 from driftseed.node.peer import OverlayPeer
 from driftseed.node.tasks import TaskOwner
+from driftseed.node.transfer import ContentSettings
 from driftseed.store.files import free_bytes
 from driftseed.store.journal import Journal
 from driftseed.trust.membership import Membership
@@ -48,7 +48,7 @@ class Agent:
         home: its data directory, whose lock the caller holds.
         record: its membership.
         config: its settings.
-        inventory: what the device says of itself.
+        wall: the system's clock, seconds since 1970.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Agent:
         config: AgentConfig,
         node_options: NodeOptions,
         journal: Journal,
+        wall: Callable[[], float],
     ) -> None:
         self.home = home
         self.record = record
@@ -67,7 +68,7 @@ class Agent:
         self.inventory: dict[str, str] = {}
         self._said_inventory: dict[str, str] = {}
         self.identity = home.identity()
-        self.clock = DeviceClock(journal, record.joined)
+        self.clock = DeviceClock(journal, record.joined, wall)
         self.membership = Membership(FleetId(record.fleet), {record.enrolment_key}, self.clock)
         self.install_root = Path(config.install_root or home.directory / "installed")
         self.run_dir = home.directory / "run"
@@ -86,13 +87,21 @@ class Agent:
         self.reporter: Reporter
 
     @classmethod
-    async def open(cls, home: Home, config: AgentConfig, *, inventory: Mapping[str, str]) -> Agent:
+    async def open(
+        cls,
+        home: Home,
+        config: AgentConfig,
+        *,
+        inventory: Mapping[str, str],
+        wall: Callable[[], float] = time.time,
+    ) -> Agent:
         """Load everything and bind the port.
 
         Args:
             home: a data directory that is a member's.
             config: settings.
             inventory: what the command line says of the device, over the configuration and what is found.
+            wall: the system's clock, seconds since 1970.
 
         Raises:
             NotFound: the directory belongs to no fleet.
@@ -114,7 +123,7 @@ class Agent:
             neighbours_max=config.neighbours_max,
             content=content_settings(config),
         )
-        agent = cls(home, record, config, options, journal)
+        agent = cls(home, record, config, options, journal, wall)
         agent._said_inventory = dict(inventory)
         agent.inventory = detect(
             device=agent.identity.device,
@@ -173,7 +182,10 @@ class Agent:
     async def on_fleet(self, fleet: VerifiedFleet) -> None:
         """The trusted metadata changed."""
         self.membership.replace_keys(fleet.enrolment_keys)
-        self.clock.remember()
+        try:
+            self.clock.remember(fleet.expires)
+        except DiskFull as error:
+            _log.warning("the time is not kept", extra={"fields": {"why": error.message}})
         if self.config.serve_only:
             self._serve_all(fleet)
         else:

@@ -27,11 +27,11 @@ from driftseed.hub.observer import FleetObserver
 from driftseed.net.connection import Connection
 from driftseed.net.identity import Identity
 from driftseed.net.join import join_in
-from driftseed.node.content import ContentSettings
 from driftseed.node.home import Home, MembershipRecord
 from driftseed.node.node import Node, NodeOptions
 from driftseed.node.peer import OverlayPeer
 from driftseed.node.tasks import TaskOwner
+from driftseed.node.transfer import ContentSettings
 from driftseed.trust.chain import TIMESTAMP_NAME
 from driftseed.trust.device import FleetTrust
 from driftseed.trust.hubkit import HubKit

@@ -22,9 +22,9 @@ from driftseed.hub.control import Control
 from driftseed.hub.daemon import Hub, HubSettings
 from driftseed.logs import LogOptions, configure
 from driftseed.net.relay import RelayServer
-from driftseed.node.content import ContentSettings
 from driftseed.node.home import Home
 from driftseed.node.process import until_signalled
+from driftseed.node.transfer import ContentSettings
 from driftseed.store.files import DirectoryLock, read_secret
 from driftseed.trust.hubkit import parse_hub_kit
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Final
@@ -33,6 +32,7 @@ from driftseed.node.overlay import Overlay
 from driftseed.node.peer import OverlayPeer
 from driftseed.node.swarming import Swarming
 from driftseed.node.tasks import TaskOwner
+from driftseed.node.transfer import ContentSettings, Transfer
 from driftseed.store.files import free_bytes
 from driftseed.swarm import protocol
 from driftseed.swarm.adoption import adopt
@@ -49,52 +49,6 @@ KEEP_RETRY_S: Final = 30.0
 """Seconds before a content that could not be kept is tried again."""
 ENGINE_RETRY_S: Final = 10.0
 """Seconds before a transfer tries again after the engine was given up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContentSettings:
-    """How much to keep, and how fast to carry it.
-
-    Args:
-        quota_bytes: content that is kept to serve to others.
-        upload_limit: bytes per second; 0 is unlimited.
-        download_limit: likewise.
-        super_seed: send each piece once and let the others pass it on; for an origin whose uplink is
-            the scarce one. None: exactly when there is an upload limit.
-    """
-
-    quota_bytes: int = limits.CONTENT_QUOTA_DEFAULT
-    upload_limit: int = 0
-    download_limit: int = 0
-    super_seed: bool | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Transfer:
-    """One artifact on its way here."""
-
-    release: VerifiedRelease
-    artifact: Artifact
-    arrived: asyncio.Future[None]
-    """Every piece is here; the SHA-256 of the whole is not yet compared."""
-    task: asyncio.Task[None] | None = None
-    done: int = 0
-    rate: int = 0
-    problem: str = ""
-    """Reason token of what holds it up; empty while nothing does."""
-    detail: str = ""
-
-    @property
-    def sha256(self) -> Digest:
-        """The artifact's."""
-        return Digest(self.artifact.sha256)
-
-    @property
-    def progress(self) -> float:
-        """0 to 1."""
-        if self.arrived.done():
-            return 1.0
-        return self.done / self.artifact.length if self.artifact.length else 0.0
 
 
 class Contents:

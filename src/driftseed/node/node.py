@@ -10,12 +10,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from driftseed.core import limits, wire
+from driftseed.core.errors import TransportError
 from driftseed.core.ids import DeviceId, FleetId
 from driftseed.core.model import NodeAddress
 from driftseed.core.neighbours import DirectoryBook
@@ -25,7 +26,7 @@ from driftseed.net.identity import Identity
 from driftseed.net.link import MemberChecker
 from driftseed.net.stream import Stream
 from driftseed.node.contacts import CONTACTS_FILE, load_contacts, save_contacts
-from driftseed.node.content import Contents, ContentSettings
+from driftseed.node.content import Contents
 from driftseed.node.files import serve_file
 from driftseed.node.ledger import Ledger
 from driftseed.node.links import Credentials, Links
@@ -33,6 +34,7 @@ from driftseed.node.metadata import MetadataKeeper
 from driftseed.node.overlay import Overlay
 from driftseed.node.peer import OverlayPeer
 from driftseed.node.tasks import TaskOwner
+from driftseed.node.transfer import ContentSettings
 from driftseed.swarm.content import ContentStore
 from driftseed.trust.device import FleetTrust
 from driftseed.trust.membership import Membership
@@ -263,10 +265,11 @@ class Node:
         """A neighbour's state, or what it sees of us, changed."""
         self.keeper.peer_state(peer)
         self.contents.peer_changed(peer)
-        seen = peer.observed_us
-        if seen is not None and self.observed.get(peer.device) != seen:
+        seen, before = peer.observed_us, self.observed.get(peer.device)
+        if seen is not None and seen != before:
             self.observed[peer.device] = seen
-            self._tasks.spawn(self._offer_observed(peer, seen), "observed")
+            self._not_observed(before)
+            self._offer_observed(peer, seen)
 
     def on_report(self, envelope: bytes, peer: OverlayPeer) -> None:
         """A member hands on a report."""
@@ -285,9 +288,7 @@ class Node:
     def on_peer_gone(self, peer: OverlayPeer) -> None:
         """An overlay link ended."""
         self.keeper.peer_gone(peer)
-        old = self.observed.pop(peer.device, None)
-        if old is not None and old not in self.observed.values():
-            self._tasks.spawn(self.endpoint.remove_external(old), "observed")
+        self._not_observed(self.observed.pop(peer.device, None))
 
     def behind(self, linked: Collection[DeviceId]) -> tuple[DeviceId, ...]:
         """Neighbours that are to be given the newest notice."""
@@ -324,12 +325,24 @@ class Node:
 
     # --- network --------------------------------------------------------------------------------
 
-    async def _offer_observed(self, peer: OverlayPeer, seen: str) -> None:
+    def _not_observed(self, addr: str | None) -> None:
+        """Take an address back that nobody sees us at any more."""
+        if addr is not None and addr not in self.observed.values():
+            self._tasks.spawn(self._externals(self.endpoint.remove_external, addr), "observed")
+
+    def _offer_observed(self, peer: OverlayPeer, seen: str) -> None:
         """Believe a hub; believe others when two of them say the same."""
         agree = sum(1 for addr in self.observed.values() if addr == seen)
         if peer.role == "hub" or agree > 1:
-            await self.endpoint.add_external(seen)
-            self.overlay.state_changed()
+            self._tasks.spawn(self._externals(self.endpoint.add_external, seen), "observed")
+
+    async def _externals(self, change: Callable[[str], Awaitable[None]], addr: str) -> None:
+        try:
+            await change(addr)
+        except TransportError as error:
+            # What others say of us must not be able to end us.
+            self.ledger.drop(error.reason, "", error.message)
+        self.overlay.state_changed()
 
     async def _watch_network(self) -> None:
         changed = asyncio.Event()

@@ -341,7 +341,9 @@ class Swarming:
         """Where a content is served here; None when it is not."""
         try:
             carried = await self._carry(sha256)
-            return self._engine.listen_address if carried else None
+            address = self._engine.listen_address if carried else None
         except (EngineFailed, DeviceError) as error:
             _log.warning("cannot serve", extra={"fields": {"reason": error.reason, "why": error.message}})
             return None
+        else:
+            return address

@@ -33,9 +33,9 @@ from driftseed.core.model import NodeAddress
 from driftseed.core.tickets import PREFIX, decode_ticket
 from driftseed.core.verified import VerifiedFleet
 from driftseed.net.identity import Identity
-from driftseed.node.content import ContentSettings
 from driftseed.node.node import Node, NodeOptions
 from driftseed.node.peer import OverlayPeer
+from driftseed.node.transfer import ContentSettings
 from driftseed.trust.device import FleetTrust
 from driftseed.trust.membership import issue_certificate
 from driftseed.trust.repository import FleetRepository
