@@ -36,6 +36,14 @@ def deployment_id(number: int) -> str:
     return f"{number:032x}"
 
 
+def put(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
 def release_of(
     path: Path,
     *,

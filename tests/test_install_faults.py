@@ -23,6 +23,7 @@ from support_install import (
     calls,
     deployment_id,
     no_processes_of,
+    put,
     release_of,
     scripted_module,
     version,
@@ -288,7 +289,7 @@ async def test_a_disk_too_full_for_the_working_copy_touches_nothing_and_is_retri
     device: Device, tmp_path: Path
 ) -> None:
     payload = tmp_path / "payload.bin"
-    payload.write_bytes(os.urandom(1_000_000))
+    put(payload, os.urandom(1_000_000))
     scripted_module(device, Script(reboot="No"))
     release, artifact = release_of(payload, module="scripted")
     await run_tool(
@@ -311,16 +312,12 @@ async def test_a_disk_too_full_for_the_working_copy_touches_nothing_and_is_retri
         await run_tool("umount", str(device.run_dir))
 
 
-def replace_content(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
 async def test_content_that_changed_after_it_was_verified_is_not_installed(
     device: Device, payload: Path
 ) -> None:
     scripted_module(device, Script(reboot="No"))
     release, artifact = release_of(payload, module="scripted")
-    replace_content(payload, b"CONTENT")  # same length
+    put(payload, b"CONTENT")  # same length
     assert await device.install(1, release, artifact) is State.FAILED
     assert device.row().reason == "content-mismatch"
     assert calls(device) == ["Download", "Cleanup"]

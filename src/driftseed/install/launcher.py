@@ -29,8 +29,6 @@ import resource
 import select
 import signal
 import sys
-from pathlib import Path
-from types import FrameType
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -51,14 +49,11 @@ def _prctl(option: int, value: int) -> None:
 def descendants(ancestor: int) -> set[int]:
     """Process ids of all children, their children, and so on (from /proc; zombies included)."""
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                # The command name, in parentheses, may hold anything; the parent is the second field after.
-                parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError):
-                continue  # it ended meanwhile
-            children.setdefault(parent, []).append(int(entry.name))
+    for pid in _processes():
+        # The command name, in parentheses, may hold anything; the parent is the second field after it.
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        if fields:
+            children.setdefault(int(fields[1]), []).append(pid)
     found: set[int] = set()
     pending = [ancestor]
     while pending:
@@ -72,16 +67,25 @@ def descendants(ancestor: int) -> set[int]:
 def marked(call: str) -> set[int]:
     """Process ids of those whose environment says that they belong to a call."""
     wanted = f"DRIFTSEED_CALL={call}".encode()
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                environment = (entry / "environ").read_bytes()
-            except OSError:
-                continue  # it ended meanwhile, or is another user's
-            if wanted in environment.split(b"\0"):
-                found.add(int(entry.name))
-    return found
+    return {
+        pid
+        for pid in _processes()
+        if pid != os.getpid() and wanted in _read(f"/proc/{pid}/environ").split(b"\0")
+    }
+
+
+def _processes() -> list[int]:
+    # Not pathlib: to import it takes longer than everything else that this program does.
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - see above
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc; nothing when the process ended meanwhile, or is another user's."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - see _processes
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _kill(pids: set[int]) -> None:
@@ -164,7 +168,7 @@ def _become(command: list[str], parent: int, status_fd: int) -> None:
         os._exit(_NOT_EXECUTABLE)
 
 
-def _ignore(_number: int, _frame: FrameType | None) -> None:
+def _ignore(_number: int, _frame: object) -> None:
     """So that SIGCHLD wakes ``poll`` up through the wakeup descriptor."""
 
 

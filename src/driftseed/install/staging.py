@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from driftseed.core import limits
-from driftseed.core.errors import DriftseedError, ModuleFailed
+from driftseed.core.errors import ModuleFailed
 from driftseed.core.verified import VerifiedArtifact
 from driftseed.install.runner import ModuleRunner, parse_yes_no
 from driftseed.install.workdir import Workdir, check_digest
@@ -54,18 +54,22 @@ async def stage(
     with_sizes = parse_yes_no(module, question, answer)
     state = "DownloadWithFileSizes" if with_sizes else "Download"
 
-    failure: DriftseedError | None = None
     with _Stream(workdir.tree, artifact, with_sizes=with_sizes) as stream:
         serving = asyncio.create_task(asyncio.to_thread(stream.serve))
+        calling = asyncio.create_task(runner.run(module, state, workdir.tree, timeout_s, environment))
         try:
-            await runner.run(module, state, workdir.tree, timeout_s, environment)
-        except DriftseedError as error:
-            failure = error
+            await asyncio.wait({serving, calling}, return_when=asyncio.FIRST_COMPLETED)
+            if not (serving.done() and serving.exception()):
+                await asyncio.wait({calling})
         finally:
+            # The content is not what was signed, or this was cancelled: nobody waits for the module any more.
+            calling.cancel()
+            await asyncio.wait({calling})
+            if not calling.cancelled():
+                calling.exception()  # looked at; what it says is raised below, unless something else explains it
             await _release(stream, serving)
     serving.result()  # content that changed explains whatever the module made of it
-    if failure is not None:
-        raise failure
+    calling.result()
     if stream.begun and not stream.finished:
         raise ModuleFailed(f"{module} began to read the stream in {state} and did not end")
     if not stream.begun:

@@ -73,8 +73,9 @@ class Workdir:
         manifest = release.manifest
         header = self.tree / "header"
         with disk_full_as_error(self.tree):
-            header.mkdir(parents=True, mode=0o700)
-            (self.tree / "tmp").mkdir(mode=0o700)
+            self.directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for directory in (self.directory, self.tree, header, self.tree / "tmp"):
+                directory.mkdir(mode=0o700)
         atomic_write(self._manifest, encode_document(manifest))
         name = artifact_name(manifest.name, manifest.version)
         provides = {"artifact_name": name, "artifact_group": ""}

@@ -13,9 +13,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from driftseed.core.errors import DiskFull, DriftseedError, ModuleFailed
 from driftseed.core.ids import parse_safe_name
@@ -25,15 +25,13 @@ Handler = Callable[["Tree"], None]
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """A built-in module: what it does in each state; unknown states are a success, as the protocol asks."""
 
     states: Mapping[str, Handler]
 
 
-@dataclass(frozen=True)
-class Tree:
+class Tree(NamedTuple):
     """The File API tree, and what the agent says in the environment."""
 
     path: Path
@@ -100,6 +98,14 @@ class Tree:
         """Remove a note, durably."""
         (self.tmp / name).unlink(missing_ok=True)
         sync_directory(self.tmp)
+
+
+def load(name: str) -> Module:
+    """A built-in module by its name. Only that one is imported: a call should not cost more than it must."""
+    module = import_module(f"driftseed.install.modules.{name.replace('-', '_')}").MODULE
+    if not isinstance(module, Module):
+        raise TypeError(f"{name} is not an update module")
+    return module
 
 
 def run(module: Module, arguments: list[str]) -> int:

@@ -30,7 +30,6 @@ from driftseed.install.modules.common import (
     sync_directory,
     sync_file_system,
 )
-from driftseed.install.modules.unpack import unpack
 
 _UNFINISHED = ".unpacking"
 _BEFORE = "before"
@@ -68,6 +67,9 @@ def _remove_tree(path: Path) -> None:
 
 def install(tree: Tree) -> None:
     """``ArtifactInstall``."""
+    # Only here: reading archives takes longer to import than all the rest, and most calls need none of it.
+    from driftseed.install.modules.unpack import unpack  # noqa: PLC0415 - see above
+
     base = _Base(tree)
     payload = tree.payload()
     make_directories(base.versions)

@@ -11,14 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from driftseed.install.modules import directory, script, single_file
-from driftseed.install.modules.common import run
-
-MODULES = {
-    "directory": directory.MODULE,
-    "script": script.MODULE,
-    "single-file": single_file.MODULE,
-}
+from driftseed.install.modules.common import load, run
 
 if __name__ == "__main__":
-    sys.exit(run(MODULES[sys.argv[1]], sys.argv[2:]))
+    sys.exit(run(load(sys.argv[1]), sys.argv[2:]))

@@ -29,7 +29,7 @@ from driftseed.core.errors import DiskFull, ModuleFailed
 _CHUNK_BYTES = 1 * limits.MIB
 _MODE_BITS = 0o777
 _LINK_BYTES_MAX = 4096  # PATH_MAX
-_SPACE_EVERY_BYTES = 64 * limits.MIB
+_SPACE_EVERY_BYTES = 1 * limits.MIB
 """How often the free space is looked at again."""
 
 
