@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from driftseed.cli.options import LogFileOption, LogFormatOption, LogLevelOption
+from driftseed.core import limits
 from driftseed.core.errors import Misuse
 from driftseed.logs import LogFormat, LogLevel, LogOptions
 
@@ -48,6 +49,19 @@ def run(
             "--relay-url", metavar="URL", help="Another relay that devices shall use instead of this hub's."
         ),
     ] = None,
+    quota: Annotated[
+        int, typer.Option("--quota", metavar="BYTES", min=0, help="Content to keep besides what is deployed.")
+    ] = limits.CONTENT_QUOTA_DEFAULT,
+    upload_limit: Annotated[
+        int,
+        typer.Option("--upload-limit", metavar="BYTES", min=0, help="Content sent per second; 0: no limit."),
+    ] = 0,
+    download_limit: Annotated[
+        int,
+        typer.Option(
+            "--download-limit", metavar="BYTES", min=0, help="Content fetched per second; 0: no limit."
+        ),
+    ] = 0,
     log_format: LogFormatOption = LogFormat.PEOPLE,
     log_file: LogFileOption = None,
     log_level: LogLevelOption = LogLevel.INFO,
@@ -62,6 +76,7 @@ def run(
     if not kit.is_file():
         raise Misuse(f"there is no hub kit {str(kit)!r}", hint="make one: driftseed fleet hub-kit DIR FILE")
     from driftseed.hub import main as daemon
+    from driftseed.node.transfer import ContentSettings
 
     daemon.run(
         daemon.HubOptions(
@@ -70,6 +85,9 @@ def run(
             listen=listen,
             public=tuple(public or ()),
             relay_url=relay_url,
+            content=ContentSettings(
+                quota_bytes=quota, upload_limit=upload_limit, download_limit=download_limit
+            ),
             log=LogOptions(format=log_format, file=log_file, level=log_level),
         )
     )
