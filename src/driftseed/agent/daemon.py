@@ -203,6 +203,9 @@ class Agent:
         """An overlay link came up."""
         self.reporter.peer_came(peer)
 
+    def on_peer_gone(self, peer: OverlayPeer) -> None:
+        """Reports that it had not confirmed go to the next hub."""
+
     def _serve_all(self, fleet: VerifiedFleet) -> None:
         """Proxy mode: everything that is deployed is fetched, nothing installed."""
         for deployment in fleet.deployments:

@@ -237,6 +237,11 @@ class Hub:
         if peer.role == "agent":
             self._tasks.spawn(self.observer.member(peer.link.member), "member")
 
+    def on_peer_gone(self, peer: OverlayPeer) -> None:
+        """From now on it is silent."""
+        if peer.role == "agent":
+            self.observer.heard(peer.device)
+
     # --- admission ------------------------------------------------------------------------------
 
     def _issue(self, device: DeviceId, role: str, labels: dict[str, str]) -> bytes:

@@ -60,6 +60,9 @@ class Owner(Protocol):
     def on_peer(self, peer: OverlayPeer) -> None:
         """An overlay link came up."""
 
+    def on_peer_gone(self, peer: OverlayPeer) -> None:
+        """An overlay link ended."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions:
@@ -288,6 +291,7 @@ class Node:
     def on_peer_gone(self, peer: OverlayPeer) -> None:
         """An overlay link ended."""
         self.keeper.peer_gone(peer)
+        self._owner.on_peer_gone(peer)
         self._not_observed(self.observed.pop(peer.device, None))
 
     def behind(self, linked: Collection[DeviceId]) -> tuple[DeviceId, ...]:

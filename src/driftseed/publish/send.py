@@ -94,6 +94,9 @@ class _Publisher:
     def on_peer(self, peer: OverlayPeer) -> None:
         """Waited for where it is dialled."""
 
+    def on_peer_gone(self, peer: OverlayPeer) -> None:
+        """Noticed where it is waited for."""
+
 
 async def publish_to_hub(
     repository: FleetRepository, ticket_text: str, *, timeout_s: float, progress: Progress
