@@ -13,8 +13,8 @@ from driftseed.core import limits
 from driftseed.core.errors import DiskFull, StoreDamaged
 from driftseed.core.lifecycle import BY_STATE, Event, Phase, State
 from driftseed.core.model import HealthCheck
-from driftseed.core.updates import Transition
-from driftseed.store.journal import Facts, Journal
+from driftseed.core.updates import NO_FACTS, Facts, Transition
+from driftseed.store.journal import Journal
 from support_install import (
     AgentProcess,
     Device,
@@ -201,7 +201,7 @@ class JournalOnFullDisk(Journal):
 
     full_from: State | None = None
 
-    def record(self, transition: Transition, facts: Facts = Facts()) -> None:  # noqa: B008 - frozen
+    def record(self, transition: Transition, facts: Facts = NO_FACTS) -> None:
         if transition.state is self.full_from:
             raise DiskFull("no space left for agent.sqlite")
         super().record(transition, facts)

@@ -17,9 +17,9 @@ from driftseed.core import limits
 from driftseed.core.errors import DiskFull, NotFound, StoreDamaged
 from driftseed.core.lifecycle import Event, State, step
 from driftseed.core.policy import History, Installed
-from driftseed.core.updates import Reboot, Transition, UpdateRow
+from driftseed.core.updates import Facts, Reboot, Transition, UpdateRow
 from driftseed.store.database import open_database, transaction
-from driftseed.store.journal import Facts, Journal
+from driftseed.store.journal import Journal
 
 ID = "1" * 32
 TO_THE_END = [Event.START, *[Event.DONE] * 7]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final, Protocol
 
-from driftseed.core.lifecycle import Event, State
+from driftseed.core.lifecycle import Event, Row, State
 from driftseed.core.policy import Installed
 
 
@@ -78,6 +79,18 @@ class Transition:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is remembered together with a step; None leaves it as it was."""
+
+    reboot: Reboot | None = None
+    boot_id: str | None = None
+    rollback_reboots: int | None = None
+
+
+NO_FACTS: Final = Facts()
+
+
 @dataclass(frozen=True, slots=True)
 class InstalledRelease(Installed):
     """What is installed under a release name, with what the journal knows beside the policy's view."""
@@ -87,3 +100,28 @@ class InstalledRelease(Installed):
     """Never evicted from the content store while it is installed."""
     at: float
     """When it was committed, seconds since 1970."""
+
+
+class UpdateJournal(Protocol):
+    """What an installer needs of the journal; ``store.journal.Journal`` is one, and says more."""
+
+    def update(self, deployment_id: str) -> UpdateRow | None:
+        """One update, or None."""
+
+    def unfinished(self) -> list[UpdateRow]:
+        """Updates that are under way."""
+
+    def history(self, deployment_id: str) -> list[Transition]:
+        """The steps of an update, in order."""
+
+    def advance(
+        self,
+        deployment_id: str,
+        event: Event,
+        *,
+        at: float,
+        reason: str = "",
+        detail: str = "",
+        facts: Facts = NO_FACTS,
+    ) -> Row:
+        """Look the event up in the table and record the step, durably, before it returns."""

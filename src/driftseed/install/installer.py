@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -24,13 +24,12 @@ from driftseed.core.errors import (
 )
 from driftseed.core.lifecycle import BY_STATE, TERMINAL, Effect, Event, Phase, Row, State, step
 from driftseed.core.model import ReleaseManifest
-from driftseed.core.updates import Reboot, UpdateRow
+from driftseed.core.updates import NO_FACTS, Facts, Reboot, UpdateJournal, UpdateRow
 from driftseed.core.verified import VerifiedArtifact, VerifiedRelease
 from driftseed.install.health import installation, run_health_check
 from driftseed.install.runner import ModuleRunner, parse_reboot, parse_yes_no
 from driftseed.install.staging import stage
 from driftseed.install.workdir import Workdir, leftovers
-from driftseed.store.journal import Facts, Journal
 
 _DETAIL_CHARS: Final = 4000
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -51,7 +50,7 @@ class _Result:
     event: Event
     reason: str = ""
     detail: str = ""
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts = NO_FACTS
 
 
 _FORGETS_HOW_TO_UNDO: Final = frozenset({State.CLEANING_ROLLED_BACK, State.CLEANING_INCONSISTENT})
@@ -95,7 +94,7 @@ class Installer:
     def __init__(
         self,
         *,
-        journal: Journal,
+        journal: UpdateJournal,
         runner: ModuleRunner,
         run_dir: Path,
         install_root: Path,

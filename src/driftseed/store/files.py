@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -68,8 +67,8 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         OSError: likewise.
     """
     with disk_full_as_error(path):
-        descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-        temporary = Path(name)
+        temporary = path.with_name(f"{_TEMPORARY}{os.urandom(8).hex()}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _SECRET_MODE)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -102,6 +101,35 @@ def adopt(source: Path, target: Path) -> None:
         sync_directory(target.parent)
         if source.parent != target.parent:
             sync_directory(source.parent)
+
+
+def rename_directory(source: Path, target: Path) -> None:
+    """Give a directory another name beside its own, durably. What is in it must be on the disk already.
+
+    Raises:
+        OSError: the target is there and not an empty directory, or the rename failed: nothing changed.
+    """
+    source.replace(target)
+    sync_directory(target.parent)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Let a symbolic link point elsewhere: readers find the old or the new target at any instant.
+
+    Args:
+        link: what has this name is replaced, whatever it is, unless it is a directory.
+        target: what it says; relative to the link's directory or absolute; need not exist.
+
+    Raises:
+        DiskFull: no space for the link; the old one is still there.
+        OSError: likewise.
+    """
+    with disk_full_as_error(link):
+        unfinished = link.with_name(f".{link.name}.switch")
+        unfinished.unlink(missing_ok=True)  # of an earlier time, when the power went
+        unfinished.symlink_to(target)
+        unfinished.replace(link)
+        sync_directory(link.parent)
 
 
 def remove_unfinished(directory: Path) -> list[Path]:

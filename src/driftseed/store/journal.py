@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from driftseed.core import limits
 from driftseed.core.errors import NotFound
 from driftseed.core.lifecycle import BY_STATE, TERMINAL, Event, Phase, Row, State, step
-from driftseed.core.updates import InstalledRelease, Reboot, Transition, UpdateRow
+from driftseed.core.updates import NO_FACTS, Facts, InstalledRelease, Reboot, Transition, UpdateRow
 from driftseed.store.database import database_errors, open_database, transaction
 
 _MIGRATIONS: Final = (
@@ -53,18 +53,6 @@ _PUT_UPDATE: Final = (
     f"VALUES ({', '.join(f':{name}' for name in _COLUMNS)}) "
     f"ON CONFLICT (deployment_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What is remembered together with a step; None leaves it as it was."""
-
-    reboot: Reboot | None = None
-    boot_id: str | None = None
-    rollback_reboots: int | None = None
-
-
-_NO_FACTS: Final = Facts()
 
 
 class Journal:
@@ -150,7 +138,7 @@ class Journal:
         at: float,
         reason: str = "",
         detail: str = "",
-        facts: Facts = _NO_FACTS,
+        facts: Facts = NO_FACTS,
     ) -> Row:
         """Look the event up in the table and record the step; what it leads to may then be done.
 
@@ -194,7 +182,7 @@ class Journal:
         )
         return row
 
-    def record(self, transition: Transition, facts: Facts = _NO_FACTS) -> None:
+    def record(self, transition: Transition, facts: Facts = NO_FACTS) -> None:
         """Write a step down. It is on the disk when this returns.
 
         In the same transaction, what is installed changes: with the step from ``committing`` on, as from

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from driftseed.core.errors import DiskFull, DriftseedError, ModuleFailed
 from driftseed.core.ids import parse_safe_name
+from driftseed.store.files import atomic_write, replace_link, sync_directory
 
 Handler = Callable[["Tree"], None]
 
@@ -79,13 +80,7 @@ class Tree(NamedTuple):
         """Write a note down, durably, unless it is there already: the first call knows best."""
         note = self.tmp / name
         if not note.exists():
-            unfinished = note.with_name(f".{name}")
-            with unfinished.open("w", encoding="utf-8") as file:
-                file.write(value)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(note)
-            sync_directory(self.tmp)
+            atomic_write(note, value.encode(), mode=0o600)
 
     def recall(self, name: str) -> str | None:
         """A note, or None."""
@@ -153,15 +148,6 @@ def answer(text: str) -> Handler:
     return say
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_file_system(path: Path) -> None:
     """Make everything on a file system durable, in one go: thousands of fsyncs take minutes on an SD card.
 
@@ -191,18 +177,14 @@ def make_directories(path: Path) -> None:
 
 
 def switch_link(link: Path, target: str) -> None:
-    """Let a symbolic link point elsewhere: readers find the old or the new target at any instant.
+    """``replace_link``, of a link only.
 
     Raises:
         ModuleFailed: what has the name is not a symbolic link.
     """
     if link.exists() and not link.is_symlink():
         raise ModuleFailed(f"{link} is in the way: it is not a symbolic link of ours")
-    unfinished = link.with_name(f".{link.name}.switch")
-    unfinished.unlink(missing_ok=True)
-    unfinished.symlink_to(target)
-    unfinished.replace(link)
-    sync_directory(link.parent)
+    replace_link(link, target)
 
 
 def read_link(link: Path) -> str:

@@ -27,9 +27,9 @@ from driftseed.install.modules.common import (
     make_directories,
     read_link,
     switch_link,
-    sync_directory,
     sync_file_system,
 )
+from driftseed.store.files import rename_directory, sync_directory
 
 _UNFINISHED = ".unpacking"
 _BEFORE = "before"
@@ -55,8 +55,7 @@ class _Base:
         doomed = self.versions / f".removing-{name}"
         _remove_tree(doomed)
         if (self.versions / name).exists():
-            (self.versions / name).replace(doomed)
-            sync_directory(self.versions)
+            rename_directory(self.versions / name, doomed)
         _remove_tree(doomed)
 
 
@@ -90,8 +89,7 @@ def install(tree: Tree) -> None:
         # Whatever happened, a full disk above all: give the space back now.
         _remove_tree(unfinished)
         raise
-    unfinished.replace(base.versions / name)
-    sync_directory(base.versions)
+    rename_directory(unfinished, base.versions / name)
     switch_link(base.current, f"versions/{name}")
 
 

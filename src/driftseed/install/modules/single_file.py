@@ -24,7 +24,8 @@ import stat
 from pathlib import Path
 
 from driftseed.core.errors import ModuleFailed
-from driftseed.install.modules.common import Module, Tree, answer, make_directories, sync_directory
+from driftseed.install.modules.common import Module, Tree, answer, make_directories
+from driftseed.store.files import adopt, sync_directory
 
 _BEFORE = "before"
 """Note: whether there was a file before (``yes`` or ``no``), once its copy is safe."""
@@ -125,18 +126,15 @@ def _write(payload: Path, target: Path, mode: int, owner: tuple[int, int]) -> No
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as writing, payload.open("rb") as reading:
         shutil.copyfileobj(reading, writing)
-        writing.flush()
         if owner != (-1, -1):
             os.fchown(writing.fileno(), *owner)
         os.fchmod(writing.fileno(), mode)
-        os.fsync(writing.fileno())
 
 
 def _put(source: Path, target: Path) -> None:
-    source.replace(target)
+    adopt(source, target)
     # When both are the same file already, rename(2) does nothing, and the source stays.
     source.unlink(missing_ok=True)
-    sync_directory(target.parent)
 
 
 def _mode(tree: Tree) -> int:
