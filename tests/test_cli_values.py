@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftseed.cli.values import DURATION_MAX_S, format_duration, parse_duration, parse_labels, parse_pairs
+from driftseed.cli.values import (
+    DURATION_MAX_S,
+    format_duration,
+    parse_duration,
+    parse_labels,
+    parse_pairs,
+    parse_size,
+)
 from driftseed.core.errors import Misuse
 from driftseed.core.selectors import parse_selector
 
@@ -85,3 +92,17 @@ def test_labels_are_bounded() -> None:
     parse_labels(f"k{n}=v" for n in range(32))
     with pytest.raises(Misuse, match="33 labels"):
         parse_labels(f"k{n}=v" for n in range(33))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("4096", 4096), ("64K", 65536), ("4M", 4 << 20), ("50GiB", 50 << 30), ("1t", 1 << 40)],
+)
+def test_sizes_are_read_with_units_of_1024(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "1.5M", "1X", "2000T", "1 000", "٣M"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(Misuse, match="not a number of bytes"):
+        parse_size(text)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from driftseed.cli.options import LogFileOption, LogFormatOption, LogLevelOption
-from driftseed.core import limits
+from driftseed.cli.options import JsonOption, LogFileOption, LogFormatOption, LogLevelOption
+from driftseed.cli.values import parse_size
 from driftseed.core.errors import Misuse
 from driftseed.logs import LogFormat, LogLevel, LogOptions
 
@@ -50,18 +50,24 @@ def run(
         ),
     ] = None,
     quota: Annotated[
-        int, typer.Option("--quota", metavar="BYTES", min=0, help="Content to keep besides what is deployed.")
-    ] = limits.CONTENT_QUOTA_DEFAULT,
-    upload_limit: Annotated[
-        int,
-        typer.Option("--upload-limit", metavar="BYTES", min=0, help="Content sent per second; 0: no limit."),
-    ] = 0,
-    download_limit: Annotated[
-        int,
+        str,
         typer.Option(
-            "--download-limit", metavar="BYTES", min=0, help="Content fetched per second; 0: no limit."
+            "--quota", metavar="BYTES", help="Content to keep besides what is deployed, such as 50G."
         ),
-    ] = 0,
+    ] = "8G",
+    upload_limit: Annotated[
+        str,
+        typer.Option(
+            "--upload-limit", metavar="BYTES", help="Content sent per second, such as 4M; 0: no limit."
+        ),
+    ] = "0",
+    download_limit: Annotated[
+        str,
+        typer.Option(
+            "--download-limit", metavar="BYTES", help="Content fetched per second, such as 4M; 0: no limit."
+        ),
+    ] = "0",
+    json_output: JsonOption = False,
     log_format: LogFormatOption = LogFormat.PEOPLE,
     log_file: LogFileOption = None,
     log_level: LogLevelOption = LogLevel.INFO,
@@ -86,8 +92,11 @@ def run(
             public=tuple(public or ()),
             relay_url=relay_url,
             content=ContentSettings(
-                quota_bytes=quota, upload_limit=upload_limit, download_limit=download_limit
+                quota_bytes=parse_size(quota),
+                upload_limit=parse_size(upload_limit),
+                download_limit=parse_size(download_limit),
             ),
+            json_output=json_output,
             log=LogOptions(format=log_format, file=log_file, level=log_level),
         )
     )

@@ -40,6 +40,23 @@ def parse_duration(text: str, *, most: float = DURATION_MAX_S) -> float:
     return float(seconds)
 
 
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes: ``4096``, ``64K``, ``4M``, ``50G``; units are powers of 1024.
+
+    Raises:
+        Misuse: it is not one, or over a pebibyte.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = int(found[1]) * _SIZE_UNITS[found[2].upper()] if found else -1
+    if not 0 <= size <= 2**50:
+        raise Misuse(f"not a number of bytes: {text[:80]!r}", hint="write 4096, 64K, 4M or 50G")
+    return size
+
+
 def format_duration(seconds: int) -> str:
     """Write a whole number of seconds so that ``parse_duration`` reads the same again."""
     text = ""
