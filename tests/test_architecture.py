@@ -149,7 +149,8 @@ MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
     **{main: MIDDLE | {"core", "node"} for main in MAINS},
     "demo": MIDDLE | MAINS | {"core", "node"},
     "bench": MIDDLE | MAINS | {"core", "node"},
-    "cli": MIDDLE | MAINS | {"core", "node", "demo", "bench"},
+    "lab": MIDDLE | MAINS | {"core", "node"},
+    "cli": MIDDLE | MAINS | {"core", "node", "demo", "bench", "lab"},
 }
 ACROSS: Final[Mapping[tuple[str, str], str]] = {
     ("trust", "driftseed.store.files"): "one atomic_write: nobody else renames files",

@@ -395,3 +395,31 @@ class RebootFailed(DeviceError):
 
     exit_code = 84
     reason = "reboot-failed"
+
+
+class LabUnavailable(DeviceError):
+    """This machine does not let the laboratory make its networks."""
+
+    exit_code = 88
+    reason = "lab-unavailable"
+
+
+class LabFailed(DeviceError):
+    """Something in the laboratory is not what its description says, or did not happen in time."""
+
+    exit_code = 89
+    reason = "lab-failed"
+
+
+class KeyUnusable(DeviceError):
+    """A key device, or a cloud key service, does not sign."""
+
+    exit_code = 85
+    reason = "key-unusable"
+
+
+class MemberRevoked(NotAMember):
+    """A device, or the hub or ticket that let it in, was expelled by signed metadata."""
+
+    exit_code = 39
+    reason = "member-revoked"
