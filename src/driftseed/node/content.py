@@ -77,6 +77,8 @@ class Contents:
         self._ledger = ledger
         self._monotonic = monotonic
         self._transfers: dict[Digest, Transfer] = {}
+        self._taken_in: set[Digest] = set()
+        """Being copied here from a local file: not fetched meanwhile."""
         self._tasks = TaskOwner("content")
         self._busy_at = monotonic()
         self._starting = asyncio.Lock()
@@ -142,7 +144,8 @@ class Contents:
                 arrived.set_result(None)
                 return transfer
             self._transfers[sha256] = transfer
-            transfer.task = self._tasks.spawn(self._fetch(transfer), f"fetch {sha256[:8]}")
+            if sha256 not in self._taken_in:
+                transfer.task = self._tasks.spawn(self._fetch(transfer), f"fetch {sha256[:8]}")
             self._overlay.state_changed()
         return transfer
 
@@ -169,13 +172,33 @@ class Contents:
         if self.store.has(sha256):
             return
         length = (await asyncio.to_thread(path.stat)).st_size
-        transfer = self._transfers.get(sha256)
-        if transfer is not None:
-            await self.abandon(sha256)
-        for evicted in self.store.make_room(sha256, length):
-            await self.engine.remove(evicted)
-        await asyncio.to_thread(self.store.add_file, path, sha256)
+        self._taken_in.add(sha256)
+        try:
+            transfer = self._transfers.get(sha256)
+            if transfer is not None:
+                if transfer.arrived.done():
+                    return  # it has come the other way meanwhile
+                await self._stop_fetching(transfer)
+            for evicted in self.store.make_room(sha256, length):
+                await self.engine.remove(evicted)
+            await asyncio.to_thread(self.store.add_file, path, sha256)
+        finally:
+            self._taken_in.discard(sha256)
+            self._hand_over(sha256)
         self._overlay.state_changed()
+
+    def _hand_over(self, sha256: Digest) -> None:
+        """Whoever waits for a content that was handed in has it now, or has it fetched after all."""
+        transfer = self._transfers.get(sha256)
+        if transfer is None or transfer.arrived.done():
+            return
+        if self.store.has(sha256):
+            del self._transfers[sha256]
+            transfer.done = transfer.artifact.length
+            transfer.arrived.set_result(None)
+            self.on_change(transfer)
+        else:
+            transfer.task = self._tasks.spawn(self._fetch(transfer), f"fetch {sha256[:8]}")
 
     async def configure(self, settings: ContentSettings) -> None:
         """Take over other limits at once."""
@@ -188,12 +211,15 @@ class Contents:
         transfer = self._transfers.pop(sha256, None)
         if transfer is not None:
             transfer.arrived.cancel()
-            if transfer.task is not None:
-                transfer.task.cancel()
-            await self.engine.remove(sha256)
-            self.swarming.leave(sha256)
-            self.store.discard(sha256)
+            await self._stop_fetching(transfer)
             self._overlay.state_changed()
+
+    async def _stop_fetching(self, transfer: Transfer) -> None:
+        if transfer.task is not None:
+            transfer.task.cancel()
+        await self.engine.remove(transfer.sha256)
+        self.swarming.leave(transfer.sha256)
+        self.store.discard(transfer.sha256)
 
     async def verify(self, artifact: Artifact) -> VerifiedArtifact:
         """Compare an arrived artifact with the signed length and SHA-256, and adopt it.
