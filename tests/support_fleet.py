@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from driftseed.agent.config import AgentConfig, ConfigStore
 from driftseed.agent.daemon import Agent
 from driftseed.agent.join import join
+from driftseed.core import limits
 from driftseed.core.ids import parse_safe_name
 from driftseed.core.lifecycle import TERMINAL, State
 from driftseed.core.model import HealthCheck, NodeAddress
 from driftseed.core.tickets import Ticket, encode_ticket
 from driftseed.hub.daemon import Hub, HubSettings
-from driftseed.node.content import ContentSettings
 from driftseed.node.home import Home
+from driftseed.node.transfer import ContentSettings
 from driftseed.publish.artifacts import split_artifact
 from driftseed.publish.release import ReleaseRequest, plan_release
 from driftseed.publish.send import PublishResult, publish_to_nodes
@@ -28,13 +31,18 @@ from driftseed.trust.membership import create_invitation
 from driftseed.trust.repository import FleetRepository
 
 
-async def until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = 20.0, every_s: float = 0.02
+) -> None:
     """Wait for something to become true; the test fails by name when it does not."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while True:
+        answer = condition()
+        if answer if isinstance(answer, bool) else await answer:
+            return
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout_s} s still not: {what}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(every_s)
 
 
 @dataclass
@@ -94,16 +102,18 @@ class Fleet:
         return Home(self.directory / name)
 
     async def start_agent(
-        self, name: str, *, config: AgentConfig | None = None, inventory: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        config: AgentConfig | None = None,
+        inventory: Mapping[str, str] | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> Agent:
         """Start a joined agent."""
         home = Home(self.directory / name)
         loaded = config or ConfigStore(home.directory).load()
-        bound = AgentConfig(
-            **{name: getattr(loaded, name) for name in AgentConfig.__struct_fields__ if name != "listen"},
-            listen="127.0.0.1:0",
-        )
-        agent = await Agent.open(home, bound, inventory=inventory or {})
+        bound = msgspec.structs.replace(loaded, listen="127.0.0.1:0")
+        agent = await Agent.open(home, bound, inventory=inventory or {}, wall=wall)
         agent.start()
         self.agents.append(agent)
         return agent
@@ -112,6 +122,12 @@ class Fleet:
         """Join and start."""
         await self.join(name)
         return await self.start_agent(name, **options)  # type: ignore[arg-type]  # passed on
+
+    async def new_agents(self, *names: str) -> list[Agent]:
+        """Join and start several, all linked to a hub before this returns."""
+        agents = [await self.new_agent(name) for name in names]
+        await until(lambda: all(agent.node.overlay.hubs() for agent in agents), "all linked to a hub")
+        return agents
 
     def release(
         self,
@@ -123,6 +139,7 @@ class Fleet:
         health: HealthCheck | None = None,
         meta: Mapping[str, object] | None = None,
         selector: str = "",
+        module_timeout_s: float = limits.MODULE_TIMEOUT_S,
     ) -> str:
         """Sign a release and its deployment; returns the deployment's id."""
         request = ReleaseRequest(
@@ -131,6 +148,7 @@ class Fleet:
             module=parse_safe_name(module, "module"),
             artifacts=[split_artifact(each) for each in artifacts],
             health=health,
+            module_timeout_s=module_timeout_s,
             meta=dict(meta or {}),
         )
         plan = plan_release(
@@ -163,8 +181,10 @@ class Fleet:
 
     async def close(self) -> None:
         """Stop all."""
-        for stop in [member.close for member in (*self.agents, *self.hubs)]:
-            await stop()
+        members: list[Agent | Hub] = [*self.agents, *self.hubs]
+        self.agents.clear()
+        self.hubs.clear()
+        await asyncio.gather(*(member.close() for member in members))
 
 
 def _quiet(_what: str, _done: int) -> None:

@@ -40,9 +40,19 @@ class DeviceClock:
         """Now."""
         return max(self._wall(), self._floor)
 
-    def remember(self) -> None:
-        """Raise the floor to now and keep it, if that is worth a write."""
+    def remember(self, plausible_until: float) -> None:
+        """Raise the floor to now and keep it, if that is worth a write and the clock can be believed.
+
+        A clock that is years ahead, of which a floor would never recover, shows itself by the metadata: what is
+        fresh to everybody else has expired by it.
+
+        Args:
+            plausible_until: when the trusted metadata expires, seconds since 1970.
+
+        Raises:
+            DiskFull: the floor is what it was.
+        """
         now = self._wall()
-        if now >= self._floor + FLOOR_STEP_S:
-            self._floor = now
+        if self._floor + FLOOR_STEP_S <= now < plausible_until:
             self._journal.set(FLOOR_KEY, repr(now))
+            self._floor = now

@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 
 from driftseed.core import limits
 from driftseed.core.errors import PeerMisbehaved
-from driftseed.core.model import Hex64, NodeAddress, SocketAddress
+from driftseed.core.model import Hex64, NodeAddress, RelayUrl, SocketAddress
 
 ALPN_JOIN: Final = b"driftseed/join/1"
 ALPN_OVERLAY: Final = b"driftseed/overlay/1"
@@ -82,7 +82,8 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
     wants: Annotated[list[Hex64], Meta(max_length=limits.CONTENT_IDS_MAX)] = []
     """SHA-256 of artifacts that I am fetching (and can serve parts of)."""
     addrs: Annotated[list[SocketAddress], Meta(max_length=limits.ADDRESSES_PER_DEVICE_MAX)] = []
-    relay: Annotated[str, Meta(max_length=256)] | None = None
+    # Passed on to others in a Directory: what they would not take must not get this far.
+    relay: RelayUrl | None = None
 
 
 class Notice(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 FETCH_TIMEOUT_S: Final = 60.0
 """Seconds for one file, all peers that are asked for it together."""
+SLOW_S: Final = 2.0
+"""Seconds without an answer after which the next peer is asked as well: one that stalls holds up nothing."""
 TIMESTAMP_NAME: Final = "metadata/timestamp.json"
 _WRITE_BYTES: Final = 64 * limits.KIB
 
@@ -72,28 +75,53 @@ class PeerSource:
             raise TransportError(f"no peer gave {name} within {FETCH_TIMEOUT_S:.0f} s") from None
 
     async def _fetch(self, name: str, max_length: int) -> bytes:
+        """Ask the peers in order, the next one when one has it not, fails, or is slow; the first file counts."""
+        waiting = deque(self._peers)
+        asked: dict[asyncio.Task[bytes | None], FilePeer] = {}
         failure: TransportError | None = None
-        for peer in list(self._peers):
-            try:
-                data = await get_file(peer.connection, name, max_length, at_least=self._version)
-            except PeerMisbehaved as error:
-                self._ledger.drop(error.kind, peer.device, error.message)
-                self._peers.remove(peer)
-                failure = error
-            except TransportError as error:
-                # Not asked for the next file either: every file would wait for its timeout again.
-                self._peers.remove(peer)
-                failure = error
-            else:
-                if data is not None:
-                    return data
-                if name.endswith(".root.json"):
-                    # The walk up the chain of roots ends by asking for one that does not exist yet (TUF 5.3.3):
-                    # whoever is ready for this timestamp has all roots there are.
-                    break
+        try:
+            while waiting or asked:
+                if waiting:
+                    peer = waiting.popleft()
+                    work = get_file(peer.connection, name, max_length, at_least=self._version)
+                    asked[asyncio.create_task(work, name=f"file from {peer.device[:8]}")] = peer
+                done, _ = await asyncio.wait(
+                    asked, timeout=SLOW_S if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    answer = self._answer(asked.pop(task), task)
+                    if isinstance(answer, bytes):
+                        return answer
+                    failure = answer or failure
+                    if answer is None and name.endswith(".root.json"):
+                        # The walk up the chain of roots ends by asking for one that does not exist yet (TUF
+                        # 5.3.3): whoever is ready for this timestamp has all roots there are.
+                        waiting.clear()
+        finally:
+            await self._give_up(asked)
         if failure is not None and not self._peers:
             raise failure
         raise FileMissing(f"no peer that was asked has {name}")
+
+    def _answer(self, peer: FilePeer, task: asyncio.Task[bytes | None]) -> bytes | TransportError | None:
+        """What came of asking one peer; None: it does not have the file."""
+        try:
+            return task.result()
+        except TransportError as error:
+            if isinstance(error, PeerMisbehaved):
+                self._ledger.drop(error.kind, peer.device, error.message)
+            # Not asked for the next file either: every file would wait for its timeout again.
+            self._peers.remove(peer)
+            return error
+
+    async def _give_up(self, asked: Mapping[asyncio.Task[bytes | None], FilePeer]) -> None:
+        """Another was faster: those that are still asked come last for the next file."""
+        for task, peer in asked.items():
+            task.cancel()
+            self._peers.remove(peer)
+            self._peers.append(peer)
+        if asked:
+            await asyncio.wait(asked)
 
 
 async def serve_file(

@@ -160,7 +160,7 @@ class Swarming:
     async def _search(self, swarm: _Swarm) -> None:
         while True:
             swarm.wake.clear()
-            await self._ask(swarm)
+            self._ask(swarm)
             self._choose(swarm)
             try:
                 async with asyncio.timeout(self._pause(swarm)):
@@ -174,14 +174,17 @@ class Swarming:
         due = [at for device, at in swarm.retry_at.items() if at > now and device not in self._banned]
         return min([at - now for at in due] + [ASK_INTERVAL_S])
 
-    async def _ask(self, swarm: _Swarm) -> None:
-        """Ask the hubs and neighbours who else has the content, unless enough are connected or just asked."""
+    def _ask(self, swarm: _Swarm) -> None:
+        """Ask the hubs and neighbours who else has the content, unless enough are connected or just asked.
+
+        Nobody waits for the answers: one that does not come must not hold up those that we know already.
+        """
         now = self._monotonic()
         if len(swarm.connected) >= limits.SWARM_PEERS_MAX or now - swarm.asked_at < ASK_INTERVAL_S:
             return
         swarm.asked_at = now
-        peers = self._overlay.peers()[: limits.SWARM_PEERS_MAX]
-        await asyncio.gather(*(self._ask_one(swarm, peer) for peer in peers))
+        for peer in self._overlay.peers()[: limits.SWARM_PEERS_MAX]:
+            self._tasks.spawn(self._ask_one(swarm, peer), f"ask {peer.device[:8]}")
 
     async def _ask_one(self, swarm: _Swarm, peer: OverlayPeer) -> None:
         try:
@@ -197,6 +200,8 @@ class Swarming:
                 if device != self._links.device and len(swarm.found) < limits.DIRECTORY_KEPT_MAX:
                     swarm.found[device] = entry
                     self._roles.setdefault(device, entry.role)
+            if directory.entries:
+                swarm.wake.set()
 
     def _holders(self, swarm: _Swarm) -> dict[DeviceId, Holder]:
         """Everyone who is said to have the content and may be tried now."""
