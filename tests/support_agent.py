@@ -62,6 +62,9 @@ class TrustingTaker:
 
         return _contents(await asyncio.to_thread(verify))
 
+    def holds(self, digest: Digest) -> bool:
+        return (self.kept / digest).exists()
+
     async def take_over(self, source: MetadataSource, contents: Mapping[Digest, Path]) -> int:
         if self.gate is not None:
             await self.gate.wait()

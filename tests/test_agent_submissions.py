@@ -92,6 +92,22 @@ async def settled(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def test_what_is_missing_is_said_until_it_is_here(
+    repository: FleetRepository, submissions: Submissions
+) -> None:
+    first = await submissions.begin()
+    with pytest.raises(FileMissing):
+        await submissions.missing(first)
+    await put_files(submissions, first, repository.files())
+    assert await submissions.missing(first) == {SHA256: len(CONTENT)}
+    await submissions.put_content(first, SHA256, parts(CONTENT), length=len(CONTENT))
+    assert await submissions.missing(first) == {}
+    await submissions.commit(first)
+    again = await submissions.begin()
+    await put_files(submissions, again, repository.files())
+    assert await submissions.missing(again) == {}
+
+
 async def test_a_whole_submission_is_verified_and_taken_over(
     tmp_path: Path, repository: FleetRepository, taker: TrustingTaker, submissions: Submissions
 ) -> None:

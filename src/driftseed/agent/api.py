@@ -108,6 +108,12 @@ class _Routes:
     async def submit(self, _: Request) -> Response:
         return Response.json({"submission": await self._submissions.begin()}, 201)
 
+    async def submitted(self, request: Request) -> Response:
+        submission = request.params["submission"]
+        return Response.json(
+            {"submission": submission, "missing": await self._submissions.missing(submission)}
+        )
+
     async def abandon(self, request: Request) -> Response:
         submission = request.params["submission"]
         self._submissions.abandon(submission)
@@ -154,6 +160,7 @@ def routes(control: AgentControl, submissions: Submissions) -> Router:
     router.add("PATCH", "/v1/config", made.change_config)
     router.add("GET", "/v1/metrics", made.metrics)
     router.add("POST", "/v1/submit", made.submit)
+    router.add("GET", "/v1/submit/{submission}", made.submitted)
     router.add("DELETE", "/v1/submit/{submission}", made.abandon)
     router.add("PUT", "/v1/submit/{submission}/files/{name...}", made.submit_file)
     router.add("PUT", "/v1/submit/{submission}/content/{sha256}", made.submit_content)

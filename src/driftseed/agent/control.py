@@ -227,6 +227,10 @@ class Control:
 
         return await asyncio.to_thread(verify)
 
+    def holds(self, digest: Digest) -> bool:
+        """Whether a content is on this device already."""
+        return self._agent.node.contents.store.has(digest)
+
     async def take_over(self, source: MetadataSource, contents: Mapping[Digest, Path]) -> int:
         """Trust staged metadata from now on, keep the contents, tell the neighbours.
 

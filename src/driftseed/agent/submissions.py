@@ -71,6 +71,10 @@ class SubmissionTaker(Protocol):
         """
         ...
 
+    def holds(self, digest: Digest) -> bool:
+        """Whether a content is on this device already."""
+        ...
+
     async def take_over(self, source: MetadataSource, contents: Mapping[Digest, Path]) -> int:
         """Verify staged metadata, trust it from now on, keep the contents and tell the neighbours.
 
@@ -265,6 +269,24 @@ class Submissions:
                 former.unlink()
             submission.contents[digest] = arrived.path
         return arrived.length
+
+    async def missing(self, submission_id: str) -> dict[Digest, int]:
+        """Contents that the submitted metadata names and that are neither submitted nor on this device.
+
+        Returns:
+            Length in bytes by SHA-256.
+
+        Raises:
+            TrustError, FileMissing: see ``SubmissionTaker.named``.
+            NotFound: like ``put_file``.
+        """
+        submission = self._find(submission_id)
+        named = await self._named(submission)
+        return {
+            digest: length
+            for digest, length in named.items()
+            if digest not in submission.contents and not self._taker.holds(digest)
+        }
 
     async def commit(self, submission_id: str) -> int:
         """Verify everything and take it over.

@@ -302,11 +302,12 @@ def publish_to_agent(repository: FleetRepository, api: LocalApi, *, progress: Pr
     for name, data in files.items():
         progress(0, total, "metadata")
         api.send_file(f"/v1/submit/{submission}/files/{name}", data)
-    done = 0
-    for sha256, artifact in contents.items():
+    missing = api.request("GET", f"/v1/submit/{submission}")["missing"]
+    done = sum(artifact.length for sha256, artifact in contents.items() if sha256 not in missing)
+    for sha256 in missing:
         progress(done, total, "content")
-        api.send_file(f"/v1/submit/{submission}/content/{sha256}", repository.content(artifact))
-        done += artifact.length
+        api.send_file(f"/v1/submit/{submission}/content/{sha256}", repository.content(contents[sha256]))
+        done += contents[sha256].length
     answer = api.request("POST", f"/v1/submit/{submission}/commit")
     progress(total, total, "done")
     return PublishResult(
