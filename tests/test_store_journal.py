@@ -334,6 +334,15 @@ def test_a_full_disk_changes_nothing_and_is_told_apart(tmp_path: Path) -> None:
     connection.close()
 
 
+def test_a_database_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    connection = open_database(path, ["CREATE TABLE a (b)"])
+    connection.execute("PRAGMA query_only = ON")  # SQLITE_READONLY, as on a disk that turned read-only
+    with pytest.raises(StoreDamaged, match="cannot be used"), transaction(connection, path):
+        connection.execute("INSERT INTO a VALUES (1)")
+    connection.close()
+
+
 def test_an_error_in_a_transaction_takes_all_of_it_back(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
     connection = open_database(path, ["CREATE TABLE a (b)"])

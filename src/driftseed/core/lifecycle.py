@@ -125,8 +125,6 @@ class Definition:
     """Where to go on after a power cut in this state; None only where it is over."""
     why: str = ""
     """Why it resumes there."""
-    ignored: Mapping[Event, str] = field(default_factory=dict)
-    """Events that may come and change nothing, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +141,9 @@ class Row:
 _S = State
 _E = Event
 
-_MODULE_AT_WORK: Final = {
-    _E.CANCELLED: "a module at work is not interrupted: what it began is ended or undone"
-}
-_IT_IS_OVER: Final = {_E.CANCELLED: "it is over already"}
+_GIVE_UP: Final = {_E.FAILED: _S.FAILED, _E.POSTPONED: _S.WAITING, _E.CANCELLED: _S.CANCELLED}
+_TURN_BACK: Final = {_E.FAILED: _S.CHECKING_ROLLBACK, _E.ABORTED: _S.INCONSISTENT}
+_LOSE_TRACK: Final = {_E.FAILED: _S.FAILING_INCONSISTENT, _E.ABORTED: _S.INCONSISTENT}
 
 DEFINITIONS: Final[tuple[Definition, ...]] = (
     Definition(
@@ -155,18 +152,12 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         on={_E.START: _S.DOWNLOADING, _E.FAILED: _S.FAILED, _E.CANCELLED: _S.CANCELLED},
         resume=_S.WAITING,
         why="nothing was begun",
-        ignored={_E.POSTPONED: "it waits already"},
     ),
     Definition(
         _S.DOWNLOADING,
         Phase.FETCHING,
         Effect.DOWNLOAD,
-        on={
-            _E.DONE: _S.VERIFYING,
-            _E.FAILED: _S.FAILED,
-            _E.POSTPONED: _S.WAITING,
-            _E.CANCELLED: _S.CANCELLED,
-        },
+        on={_E.DONE: _S.VERIFYING, **_GIVE_UP},
         resume=_S.DOWNLOADING,
         why="what was fetched is kept, and checked again piece by piece",
     ),
@@ -174,12 +165,7 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         _S.VERIFYING,
         Phase.FETCHING,
         Effect.VERIFY,
-        on={
-            _E.DONE: _S.STAGING,
-            _E.FAILED: _S.FAILED,
-            _E.POSTPONED: _S.WAITING,
-            _E.CANCELLED: _S.CANCELLED,
-        },
+        on={_E.DONE: _S.STAGING, **_GIVE_UP},
         resume=_S.VERIFYING,
         why="reading a file again harms nothing",
     ),
@@ -190,62 +176,46 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         on={_E.DONE: _S.INSTALLING, _E.FAILED: _S.CLEANING_FAILED, _E.ABORTED: _S.FAILED},
         resume=_S.CLEANING_FAILED,
         why="a module that was killed in Download is called with Cleanup and nothing else; it is tried anew",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.INSTALLING,
         Phase.INSTALLING,
         Effect.INSTALL,
-        on={
-            _E.DONE: _S.PROBING,
-            _E.REBOOT: _S.REBOOTING,
-            _E.FAILED: _S.CHECKING_ROLLBACK,
-            _E.ABORTED: _S.INCONSISTENT,
-        },
+        on={_E.DONE: _S.PROBING, _E.REBOOT: _S.REBOOTING, **_TURN_BACK},
         resume=_S.CHECKING_ROLLBACK,
         why="nobody knows how far the module came, and it may be what brought the device down",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.REBOOTING,
         Phase.INSTALLING,
         Effect.REBOOT,
-        on={
-            _E.DONE: _S.VERIFYING_REBOOT,
-            _E.AGAIN: _S.REBOOTING,
-            _E.FAILED: _S.CHECKING_ROLLBACK,
-            _E.ABORTED: _S.INCONSISTENT,
-        },
+        on={_E.DONE: _S.VERIFYING_REBOOT, _E.AGAIN: _S.REBOOTING, **_TURN_BACK},
         resume=_S.VERIFYING_REBOOT,
         why="losing power is what was asked for; the module says whether the right system came up",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.VERIFYING_REBOOT,
         Phase.INSTALLING,
         Effect.VERIFY_REBOOT,
-        on={_E.DONE: _S.PROBING, _E.FAILED: _S.CHECKING_ROLLBACK, _E.ABORTED: _S.INCONSISTENT},
+        on={_E.DONE: _S.PROBING, **_TURN_BACK},
         resume=_S.CHECKING_ROLLBACK,
         why="a second, unasked reboot means that the new system does not stay up",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.PROBING,
         Phase.INSTALLING,
         Effect.PROBE,
-        on={_E.DONE: _S.COMMITTING, _E.FAILED: _S.CHECKING_ROLLBACK, _E.ABORTED: _S.INCONSISTENT},
+        on={_E.DONE: _S.COMMITTING, **_TURN_BACK},
         resume=_S.CHECKING_ROLLBACK,
         why="a device that goes down while it is being checked is not well: asking it again could go on for ever",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.COMMITTING,
         Phase.INSTALLING,
         Effect.COMMIT,
-        on={_E.DONE: _S.CLEANING, _E.FAILED: _S.CHECKING_ROLLBACK, _E.ABORTED: _S.INCONSISTENT},
+        on={_E.DONE: _S.CLEANING, **_TURN_BACK},
         resume=_S.CHECKING_ROLLBACK,
         why="a module can roll back until Cleanup, so the old version is the certain one",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.CLEANING,
@@ -254,35 +224,22 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         on={_E.DONE: _S.SUCCEEDED, _E.FAILED: _S.SUCCEEDED, _E.ABORTED: _S.SUCCEEDED},
         resume=_S.CLEANING,
         why="the new version is committed; what is left to remove is removed",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.CHECKING_ROLLBACK,
         Phase.UNDOING,
         Effect.CHECK_ROLLBACK,
-        on={
-            _E.DONE: _S.ROLLING_BACK,
-            _E.UNSUPPORTED: _S.FAILING_INCONSISTENT,
-            _E.FAILED: _S.FAILING_INCONSISTENT,
-            _E.ABORTED: _S.INCONSISTENT,
-        },
+        on={_E.DONE: _S.ROLLING_BACK, _E.UNSUPPORTED: _S.FAILING_INCONSISTENT, **_LOSE_TRACK},
         resume=_S.CHECKING_ROLLBACK,
         why="it is a question; it is asked again",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.ROLLING_BACK,
         Phase.UNDOING,
         Effect.ROLL_BACK,
-        on={
-            _E.DONE: _S.FAILING,
-            _E.REBOOT: _S.ROLLBACK_REBOOTING,
-            _E.FAILED: _S.FAILING_INCONSISTENT,
-            _E.ABORTED: _S.INCONSISTENT,
-        },
+        on={_E.DONE: _S.FAILING, _E.REBOOT: _S.ROLLBACK_REBOOTING, **_LOSE_TRACK},
         resume=_S.ROLLING_BACK,
         why="a rollback that was cut short is made again, from the start",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.ROLLBACK_REBOOTING,
@@ -297,7 +254,6 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         },
         resume=_S.VERIFYING_ROLLBACK_REBOOT,
         why="losing power is what was asked for",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.VERIFYING_ROLLBACK_REBOOT,
@@ -311,7 +267,6 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         },
         resume=_S.VERIFYING_ROLLBACK_REBOOT,
         why="it is a question; it is asked again",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.FAILING,
@@ -324,20 +279,14 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         },
         resume=_S.FAILING,
         why="what it undoes must be undone to the end",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.FAILING_INCONSISTENT,
         Phase.UNDOING,
         Effect.FAIL,
-        on={
-            _E.DONE: _S.CLEANING_INCONSISTENT,
-            _E.FAILED: _S.CLEANING_INCONSISTENT,
-            _E.ABORTED: _S.INCONSISTENT,
-        },
+        on=dict.fromkeys((_E.DONE, _E.FAILED), _S.CLEANING_INCONSISTENT) | {_E.ABORTED: _S.INCONSISTENT},
         resume=_S.FAILING_INCONSISTENT,
         why="what it undoes must be undone to the end",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.CLEANING_ROLLED_BACK,
@@ -346,7 +295,6 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         on={_E.DONE: _S.ROLLED_BACK, _E.FAILED: _S.ROLLED_BACK, _E.ABORTED: _S.ROLLED_BACK},
         resume=_S.CLEANING_ROLLED_BACK,
         why="the old version is back; what is left to remove is removed",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.CLEANING_INCONSISTENT,
@@ -355,7 +303,6 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         on={_E.DONE: _S.INCONSISTENT, _E.FAILED: _S.INCONSISTENT, _E.ABORTED: _S.INCONSISTENT},
         resume=_S.CLEANING_INCONSISTENT,
         why="what is left to remove is removed",
-        ignored=_MODULE_AT_WORK,
     ),
     Definition(
         _S.CLEANING_FAILED,
@@ -364,13 +311,12 @@ DEFINITIONS: Final[tuple[Definition, ...]] = (
         on={_E.DONE: _S.FAILED, _E.FAILED: _S.FAILED, _E.ABORTED: _S.FAILED},
         resume=_S.CLEANING_FAILED,
         why="nothing was installed; what is left to remove is removed",
-        ignored=_MODULE_AT_WORK,
     ),
-    Definition(_S.SUCCEEDED, Phase.OVER, ignored=_IT_IS_OVER),
-    Definition(_S.ROLLED_BACK, Phase.OVER, ignored=_IT_IS_OVER),
-    Definition(_S.FAILED, Phase.OVER, ignored=_IT_IS_OVER),
-    Definition(_S.INCONSISTENT, Phase.OVER, ignored=_IT_IS_OVER),
-    Definition(_S.CANCELLED, Phase.OVER, ignored=_IT_IS_OVER),
+    Definition(_S.SUCCEEDED, Phase.OVER),
+    Definition(_S.ROLLED_BACK, Phase.OVER),
+    Definition(_S.FAILED, Phase.OVER),
+    Definition(_S.INCONSISTENT, Phase.OVER),
+    Definition(_S.CANCELLED, Phase.OVER),
 )
 
 BY_STATE: Final[Mapping[State, Definition]] = {each.state: each for each in DEFINITIONS}
@@ -396,6 +342,23 @@ TABLE: Final[Mapping[tuple[State, Event], Row]] = {
 """Every step that changes something, resuming after a power cut included."""
 
 
+_MODULE_AT_WORK: Final = "a module at work is not interrupted: what it began is ended or undone"
+_IGNORED_IN: Final[Mapping[Phase, str]] = {
+    Phase.INSTALLING: _MODULE_AT_WORK,
+    Phase.UNDOING: _MODULE_AT_WORK,
+    Phase.OVER: "it is over already",
+}
+IGNORED: Final[Mapping[tuple[State, Event], str]] = {
+    (State.WAITING, Event.POSTPONED): "it waits already",
+    **{
+        (each.state, Event.CANCELLED): _IGNORED_IN[each.phase]
+        for each in DEFINITIONS
+        if each.phase in _IGNORED_IN
+    },
+}
+"""Events that may come in a state and change nothing, each with the reason."""
+
+
 def step(state: State, event: Event) -> Row:
     """The step that an event makes.
 
@@ -408,7 +371,7 @@ def step(state: State, event: Event) -> Row:
     row = TABLE.get((state, event))
     if row is not None:
         return row
-    if event in BY_STATE[state].ignored:
+    if (state, event) in IGNORED:
         return Row(state, event, state, Effect.NONE, BY_STATE[state].resume)
     raise RuntimeError(f"an update in state {state} cannot meet the event {event}")
 

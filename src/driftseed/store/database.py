@@ -15,6 +15,7 @@ _BUSY_TIMEOUT_S: Final = 5.0
 _PRIMARY: Final = 0xFF
 """The low byte of an extended result code is the primary one."""
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_UNUSABLE: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def database_errors(path: Path) -> Iterator[None]:
 
     Raises:
         DiskFull: SQLITE_FULL. The transaction is not in the database.
-        StoreDamaged: SQLITE_CORRUPT or SQLITE_NOTADB.
+        StoreDamaged: SQLITE_CORRUPT or SQLITE_NOTADB; or the disk does not let it be read or written.
     """
     try:
         yield
@@ -37,6 +38,10 @@ def database_errors(path: Path) -> Iterator[None]:
             ) from error
         if code in _DAMAGE:
             raise _damaged(path, str(error)) from error
+        if code in _UNUSABLE:
+            raise StoreDamaged(
+                f"{path} cannot be used: {error}", hint="check the disk, its mount and the file's owner"
+            ) from error
         raise
 
 

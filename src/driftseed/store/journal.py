@@ -15,7 +15,7 @@ from typing import Final
 
 from driftseed.core import limits
 from driftseed.core.errors import NotFound
-from driftseed.core.lifecycle import BY_STATE, TERMINAL, Event, Phase, Row, State, step
+from driftseed.core.lifecycle import BY_STATE, IGNORED, TERMINAL, Event, Phase, Row, State, step
 from driftseed.core.updates import NO_FACTS, Facts, InstalledRelease, Reboot, Transition, UpdateRow
 from driftseed.store.database import database_errors, open_database, transaction
 
@@ -161,7 +161,7 @@ class Journal:
         """
         update = self._known(deployment_id)
         row = step(update.state, event)
-        if row.next is update.state and event in BY_STATE[update.state].ignored:
+        if (update.state, event) in IGNORED:
             return row
         if update.transitions >= limits.TRANSITIONS_MAX and BY_STATE[update.state].phase is not Phase.OVER:
             row = step(update.state, Event.ABORTED)
