@@ -22,6 +22,10 @@ def demo(
     json_output: JsonOption = False,
 ) -> None:
     """Start a hub and some agents here, update them, and try to fool them."""
+    from driftseed.cli.client import Client
     from driftseed.demo.main import run
 
-    raise typer.Exit(run(devices=devices, keep=keep, json_output=json_output))
+    def connect(socket: Path) -> Client:
+        return Client(socket, "agent")
+
+    raise typer.Exit(run(devices=devices, keep=keep, json_output=json_output, connect=connect))
