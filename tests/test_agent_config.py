@@ -29,6 +29,8 @@ GOOD: dict[str, Any] = {
     "download_limit_bytes_s": 1024,
     "content_quota_bytes": 0,
     "neighbours_max": 64,
+    "lan_discovery": False,
+    "lan_interfaces": ["eth0", "192.0.2.7"],
     "listen": "[::1]:7700",
     "inventory": {"board": "rev-b", "example.com/rack": "7", "site": ""},
     "modules_dirs": ["/opt/modules"],

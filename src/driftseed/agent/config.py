@@ -52,6 +52,10 @@ class AgentConfig(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """Neighbours to dial and keep, besides hubs."""
     listen: Annotated[str, Meta(max_length=64)] = "0.0.0.0:0"
     """UDP address of this device, ``IP:PORT`` or ``[IPv6]:PORT``; port 0 lets the system choose."""
+    lan_discovery: bool = True
+    """Announce this device on its own networks by mDNS (``_driftseed._udp``), and find others there."""
+    lan_interfaces: Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)] = []
+    """Interfaces for that, by name or address; none: all but loopback."""
     inventory: Annotated[dict[InventoryKey, InventoryValue], Meta(max_length=_INVENTORY_MAX)] = {}
     """What the device says of itself, over what it finds out; an empty value takes one away. Labels that
     operators signed win over both."""
@@ -70,7 +74,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
 
 
 KEYS: Final = AgentConfig.__struct_fields__
-RESTART_KEYS: Final = frozenset({"listen", "install_root", "modules_dirs", "serve_only"})
+RESTART_KEYS: Final = frozenset({"lan_discovery", "lan_interfaces", "listen", "install_root", "modules_dirs", "serve_only"})
 """Settings that a running agent takes over only when it starts again."""
 
 

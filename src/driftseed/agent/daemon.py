@@ -121,6 +121,8 @@ class Agent:
             hubs=record.hubs,
             enrolment_keys=frozenset({record.enrolment_key}),
             neighbours_max=config.neighbours_max,
+            lan=config.lan_discovery,
+            lan_interfaces=config.lan_interfaces,
             content=content_settings(config),
         )
         agent = cls(home, record, config, options, journal, wall)

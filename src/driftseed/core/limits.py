@@ -40,6 +40,16 @@ LINKS_INCOMING_MAX: Final = 32
 """Overlay links that an agent accepts from others."""
 HUB_LINKS_MAX: Final = 4096
 """Overlay links that a hub accepts."""
+LAN_NEIGHBOURS_MAX: Final = 16
+"""Devices that announce themselves on the own network to which an agent keeps links, besides its neighbours."""
+LAN_ANNOUNCEMENTS_PER_SECOND: Final = 2.0
+"""Announcements on the own network that are looked at per second, sustained."""
+LAN_ANNOUNCEMENTS_BURST: Final = 128
+"""Announcements on the own network that are looked at at once."""
+LAN_RESOLVING_MAX: Final = 16
+"""Announced devices whose details are asked for at once."""
+LAN_CONTACTS_MAX: Final = 256
+"""Devices that are remembered as having announced themselves on the own network."""
 HUBS_ACTIVE_MAX: Final = 3
 """Hubs that an agent stays connected to."""
 DIRECTORY_ENTRIES_MAX: Final = 64
@@ -70,6 +80,8 @@ DOCUMENT_BYTES_MAX: Final = 1 * MIB
 """Bytes of one manifest or deployment document."""
 TORRENT_BYTES_MAX: Final = 8 * MIB
 """Bytes of one torrent file: 32 bytes a piece, so 16 GiB at pieces of 64 KiB."""
+DELEGATIONS_MAX: Final = 32
+"""Roles that the targets role may delegate to: releases, deployments, fleet, and teams (python-tuf's own bound)."""
 DEPLOYMENTS_MAX: Final = 1024
 """Deployments that are in force at once."""
 VARIANTS_MAX: Final = 256
@@ -207,7 +219,7 @@ RELAY_BURST_BYTES: Final = 16 * MIB
 RELAY_GUEST_BYTES_PER_SECOND: Final = 64 * KIB
 """Bytes per second of a client that is no member yet and may speak to the hub only, in order to join."""
 HANDSHAKE_BYTES_MAX: Final = 256 * KIB
-"""UDP payload bytes that a peer may send before it has proved membership: TLS, a hello, and retransmissions."""
+"""Bytes of UDP payload that a peer may send before it has proved membership: TLS, a hello, and retransmissions."""
 HANDSHAKE_CHECK_S: Final = 0.1
 """Seconds between looks at how much a peer without proof of membership has sent."""
 ENDPOINT_CLOSE_S: Final = 1.0

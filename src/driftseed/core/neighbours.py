@@ -9,6 +9,7 @@ neighbours for us (an eclipse attack).
 from __future__ import annotations
 
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
@@ -44,6 +45,8 @@ class Tie:
     path: PathKind = "unknown"
     busy: bool = False
     """Content is being carried beside it."""
+    announced: bool = False
+    """It has announced itself on our own network: it has a place of its own beside the neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class DirectoryBook:
         self._signed_hubs: frozenset[DeviceId] = frozenset()
         self._own_networks: frozenset[_Network] = frozenset()
         self._dialling: set[DeviceId] = set()
+        self._announced: OrderedDict[DeviceId, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._contacts)
@@ -113,6 +117,32 @@ class DirectoryBook:
                 self._merge(Contact(address=entry.address, role=entry.role, evidence_at=evidence))
         # Once for all entries, so that a peer that sends full frames costs one sort for each.
         self._shrink()
+
+    def announced(self, address: NodeAddress, now: float) -> None:
+        """Note that a device says it is on our own network. Nothing of it is proved before it was dialled.
+
+        A device at a new address is dialled at once even if dials have failed before: it has just started, or come.
+        """
+        device = DeviceId(address.device)
+        if device == self._own:
+            return
+        before = self._contacts.get(device)
+        self._announced[device] = None
+        self._announced.move_to_end(device)
+        while len(self._announced) > limits.LAN_CONTACTS_MAX:
+            self._announced.popitem(last=False)
+        self._merge(Contact(address=address, role="agent", evidence_at=now))
+        if before is not None and not set(address.addrs) <= set(before.address.addrs):
+            self._contacts[device] = replace(self._contacts[device], failures=0, retry_at=float("-inf"))
+        self._shrink()
+
+    def is_announced(self, device: DeviceId) -> bool:
+        """Whether a device has announced itself on our own network."""
+        return device in self._announced
+
+    def left_network(self) -> None:
+        """Another network: whoever was on the old one with us may not be on this one."""
+        self._announced.clear()
 
     def met(self, address: NodeAddress, role: str, now: float) -> None:
         """Note that we have a link to a device, which has proved its role; call it again as it says more."""
@@ -149,8 +179,10 @@ class DirectoryBook:
             self._contacts[device] = replace(contact, failures=0, retry_at=float("-inf"))
 
     def nearby(self, contact: Contact) -> bool:
-        """Whether it has an address on a network of ours."""
-        return not self._own_networks.isdisjoint(_networks(contact.address.addrs))
+        """Whether it has an address on a network of ours, or says so on it."""
+        return contact.device in self._announced or not self._own_networks.isdisjoint(
+            _networks(contact.address.addrs)
+        )
 
     def entries(
         self, now: float, *, exclude: Collection[DeviceId] = (), limit: int = limits.DIRECTORY_ENTRIES_MAX
@@ -178,6 +210,7 @@ class DirectoryBook:
         own_role: str = "agent",
         hubs_max: int = limits.HUBS_ACTIVE_MAX,
         neighbours_max: int = limits.NEIGHBOURS_ACTIVE_MAX,
+        lan_max: int = limits.LAN_NEIGHBOURS_MAX,
     ) -> tuple[NodeAddress, ...]:
         """Whom to dial now.
 
@@ -188,6 +221,7 @@ class DirectoryBook:
             own_role: an agent looks for hubs and neighbours, a hub for other hubs, a publisher for nobody.
             hubs_max: hubs to stay connected to.
             neighbours_max: other devices to stay connected to.
+            lan_max: devices to stay connected to besides that announce themselves on our own network.
 
         Returns:
             Devices that are neither linked nor being dialled nor waiting after a failure.
@@ -209,9 +243,13 @@ class DirectoryBook:
         hubs = sorted((each for each in order if self._is_hub(each)), key=self._hub_rank)
         chosen = hubs[: max(hubs_wanted, 0)]
         if own_role == "agent":
-            held = [tie.path == "lan" for tie in ties if tie.outgoing and tie.role == "agent"]
-            held += [self.nearby(each) for each in pending if not self._is_hub(each)]
             others = [each for each in order if not self._is_hub(each) and each.role == "agent"]
+            others, announced = self._part(others)
+            waiting, announced_waiting = self._part([each for each in pending if not self._is_hub(each)])
+            free = lan_max - sum(tie.announced and tie.outgoing for tie in ties) - len(announced_waiting)
+            chosen += announced[: max(free, 0)]
+            held = [tie.path == "lan" for tie in ties if _counts(tie)]
+            held += [self.nearby(each) for each in waiting]
             chosen += self._choose_neighbours(others, held, neighbours_max)
         return tuple(each.address for each in chosen)
 
@@ -231,6 +269,13 @@ class DirectoryBook:
         kept_for_far = min(max(ELSEWHERE_MIN - held.count(False), 0), len(far), free)
         chosen_near = near[: free - kept_for_far]
         return chosen_near + far[: free - len(chosen_near)]
+
+    def _part(self, contacts: Iterable[Contact]) -> tuple[list[Contact], list[Contact]]:
+        """Those that have not announced themselves on our own network, and those that have."""
+        parted: tuple[list[Contact], list[Contact]] = ([], [])
+        for each in contacts:
+            parted[each.device in self._announced].append(each)
+        return parted
 
     def _is_hub(self, contact: Contact) -> bool:
         return contact.role == "hub" or contact.device in self._signed_hubs
@@ -268,6 +313,7 @@ def choose_prunes(
     hubs_max: int = limits.HUBS_ACTIVE_MAX,
     neighbours_max: int = limits.NEIGHBOURS_ACTIVE_MAX,
     incoming_max: int = limits.LINKS_INCOMING_MAX,
+    lan_max: int = limits.LAN_NEIGHBOURS_MAX,
 ) -> tuple[DeviceId, ...]:
     """Links to give up because there are more than there may be.
 
@@ -276,7 +322,8 @@ def choose_prunes(
     """
     kinds = (
         ([tie for tie in ties if tie.outgoing and tie.role == "hub"], hubs_max),
-        ([tie for tie in ties if tie.outgoing and tie.role != "hub"], neighbours_max),
+        ([tie for tie in ties if tie.outgoing and tie.role != "hub" and not tie.announced], neighbours_max),
+        ([tie for tie in ties if tie.outgoing and tie.role != "hub" and tie.announced], lan_max),
         ([tie for tie in ties if not tie.outgoing], incoming_max),
     )
     return tuple(
@@ -310,6 +357,11 @@ def _joined(newer: NodeAddress, older: NodeAddress) -> NodeAddress:
     """The newer addresses first, then older ones: a false newer entry cannot make a device unreachable."""
     addrs = list(dict.fromkeys([*newer.addrs, *older.addrs]))[: limits.ADDRESSES_PER_DEVICE_MAX]
     return NodeAddress(device=newer.device, addrs=addrs, relay=newer.relay or older.relay)
+
+
+def _counts(tie: Tie) -> bool:
+    """Whether it takes one of the places for neighbours."""
+    return tie.outgoing and tie.role == "agent" and not tie.announced
 
 
 def _worth_keeping(tie: Tie) -> tuple[bool, int, float, str]:

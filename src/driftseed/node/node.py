@@ -23,9 +23,10 @@ from driftseed.core.neighbours import DirectoryBook
 from driftseed.core.verified import VerifiedFleet
 from driftseed.net.endpoint import Endpoint
 from driftseed.net.identity import Identity
+from driftseed.net.lan import LanDiscovery
 from driftseed.net.link import MemberChecker
 from driftseed.net.stream import Stream
-from driftseed.node.contacts import CONTACTS_FILE, load_contacts, save_contacts
+from driftseed.node.contacts import CONTACTS_FILE, keep_contacts, load_contacts, save_contacts
 from driftseed.node.content import Contents
 from driftseed.node.files import serve_file
 from driftseed.node.ledger import Ledger
@@ -92,6 +93,10 @@ class NodeOptions:
     """Where content is, if not in ``data``: a publisher's own directory."""
     accept_max: int = 4 * limits.LINKS_INCOMING_MAX
     content: ContentSettings = field(default_factory=ContentSettings)
+    lan: bool = False
+    """Find others on the own networks by mDNS, and be found."""
+    lan_interfaces: Sequence[str] = ()
+    """By name or address; none for all but loopback."""
 
 
 class Node:
@@ -144,6 +149,8 @@ class Node:
             on_failure=self.fail,
             neighbours_max=options.neighbours_max,
         )
+        self._optional_tasks = TaskOwner("node")
+        self.lan = self._lan_discovery() if options.lan else None
         self.keeper = MetadataKeeper(trust, self.overlay, self.ledger, self._fleet_changed, time.monotonic)
         self.contents = Contents(
             self.links,
@@ -196,6 +203,11 @@ class Node:
         self.overlay.start()
         self._tasks.spawn(self.keeper.run(), "metadata")
         self._tasks.spawn(self._watch_network(), "network")
+        self._optional_tasks.spawn(
+            keep_contacts(self.options.data / CONTACTS_FILE, self.book, time.monotonic), "contacts"
+        )
+        if self.lan is not None:
+            self._optional_tasks.spawn(self.lan.run(), "lan")
 
     def fail(self, error: BaseException) -> None:
         """Have the daemon end: a part of it that must not fail did."""
@@ -207,6 +219,7 @@ class Node:
     async def close(self) -> None:
         """End every link and task; what is on disk is whole at any time."""
         await self._tasks.close()
+        await self._optional_tasks.close()
         await self.overlay.close()
         await self.contents.close()
         await self.links.close()
@@ -329,6 +342,21 @@ class Node:
 
     # --- network --------------------------------------------------------------------------------
 
+    def _lan_discovery(self) -> LanDiscovery:
+        def found(address: NodeAddress) -> None:
+            self.book.announced(address, time.monotonic())
+            self.overlay.look_around()
+
+        return LanDiscovery(
+            self.device,
+            self.options.fleet,
+            bound=lambda: self.endpoint.bound,
+            found=found,
+            moved=self.book.left_network,
+            dropped=self.ledger.drop,
+            interfaces=self.options.lan_interfaces,
+        )
+
     def _not_observed(self, addr: str | None) -> None:
         """Take an address back that nobody sees us at any more."""
         if addr is not None and addr not in self.observed.values():
@@ -356,6 +384,8 @@ class Node:
                 await changed.wait()
                 changed.clear()
                 self.book.forgive()
+                if self.lan is not None:
+                    self.lan.network_changed()
                 self.overlay.look_around()
                 self.overlay.state_changed()
         finally:

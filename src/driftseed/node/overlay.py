@@ -311,6 +311,7 @@ class Overlay:
             since=peer.since,
             path=peer.link.connection.path().kind,
             busy=self._business.is_busy(peer.device),
+            announced=self.book.is_announced(peer.device),
         )
 
     async def _dial(self, address: NodeAddress) -> None:
