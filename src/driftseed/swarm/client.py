@@ -202,8 +202,9 @@ class Engine:
         Args:
             torrent: what it is.
             path: the file.
-            super_seed: send each piece once and let the others pass it on. It spares this node's
-                uplink when that is the scarce one, and slows the swarm down when it is not.
+            super_seed: libtorrent's super-seeding. It spares a scarce uplink the last tenth of a copy
+                and costs every new peer ten seconds (``division.py``), so it pays only for contents
+                that take minutes.
         """
         sha256 = Digest(torrent.artifact.sha256)
         if torrent.artifact.length:

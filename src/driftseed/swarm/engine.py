@@ -12,6 +12,7 @@ while a content moves.
 from __future__ import annotations
 
 import resource
+import secrets
 import selectors
 import socket
 import sys
@@ -22,6 +23,7 @@ from typing import Any, Final
 import libtorrent as lt
 
 from driftseed.swarm import protocol, settings
+from driftseed.swarm.division import piece_priorities
 
 SEND_TIMEOUT_S: Final = 30.0
 """Seconds in which the parent must take an event; it reads all the time, so it is gone or hung."""
@@ -47,7 +49,7 @@ _BLOCKED: Final = 1
 class Transfer:
     """One content that is carried."""
 
-    def __init__(self, command: protocol.Add, handle: Any) -> None:
+    def __init__(self, command: protocol.Add, handle: Any, pieces: int) -> None:
         self.sha256 = command.sha256
         self.handle = handle
         self.filename = command.filename
@@ -60,6 +62,11 @@ class Transfer:
         self.storage_failed = False
         """Told once, not again until resumed."""
         self.peers = 0
+        self.pieces = pieces
+        self.regroup = False
+        """Peers came or went since the pieces were divided."""
+        self.members: frozenset[bytes] = frozenset()
+        """Peer ids among which the pieces are divided, besides this engine's own."""
 
 
 class Engine:
@@ -90,7 +97,8 @@ class Engine:
             | category.peer_notification
             | category.connect_notification
         )
-        chosen: Any = settings.SETTINGS | {"alert_mask": mask}
+        self._peer_id = settings.PEER_ID_PREFIX + secrets.token_hex(settings.PEER_ID_RANDOM_BYTES).encode()
+        chosen: Any = settings.SETTINGS | {"alert_mask": mask, "peer_fingerprint": self._peer_id.decode()}
         self._session = lt.session(chosen, _NO_PLUGINS)
         # libtorrent takes local peers for neighbours in the same room: outside all limits and slots. Here they
         # are remote devices behind tunnels, so every address is put into the one class that has the limits.
@@ -152,6 +160,7 @@ class Engine:
                 if self._dirty and now >= report_at:
                     # Answered by a state_update_alert with what has changed; that sets the flag again.
                     self._dirty = False
+                    self._divide()
                     self._session.post_torrent_updates(_PLAIN_STATUS)
                     report_at = now + settings.PROGRESS_INTERVAL_S
         self._flush()
@@ -210,10 +219,11 @@ class Engine:
                 flags |= lt.torrent_flags.super_seeding
             parameters.flags = flags
             handle = self._session.add_torrent(parameters)
+            pieces = 0 if parameters.ti is None else parameters.ti.num_pieces()
         except RuntimeError as error:
             self._fail(command.sha256, f"the engine does not take the torrent: {error}")
             return
-        transfer = Transfer(command, handle)
+        transfer = Transfer(command, handle, pieces)
         self._transfers[command.sha256] = transfer
         self._by_torrent[handle] = transfer
         self._dirty = True
@@ -335,6 +345,21 @@ class Engine:
             for transfer in self._transfers.values()
         )
 
+    def _divide(self) -> None:
+        """Divide the pieces anew where the members that are fetching are no longer the same."""
+        for transfer in self._transfers.values():
+            if not transfer.regroup or not transfer.fetching or transfer.finished:
+                continue
+            peers = transfer.handle.get_peer_info()
+            unknown = lt.peer_info.handshake | lt.peer_info.connecting
+            transfer.regroup = any(peer.flags & unknown for peer in peers)
+            members = frozenset(
+                peer.pid.to_bytes() for peer in peers if not peer.flags & (unknown | lt.peer_info.seed)
+            ) - {self._peer_id}
+            if members != transfer.members:
+                transfer.members = members
+                transfer.handle.prioritize_pieces(piece_priorities(transfer.pieces, self._peer_id, members))
+
     def _on_hash_failed(self, alert: Any) -> None:
         transfer = self._transfer(alert)
         if transfer is None:
@@ -352,13 +377,13 @@ class Engine:
 
     def _on_connected(self, alert: Any) -> None:
         if transfer := self._transfer(alert):
-            self._dirty = True
+            self._dirty = transfer.regroup = True
             ip, port = alert.endpoint
             self._send(protocol.PeerConnected(sha256=transfer.sha256, ip=ip, port=port))
 
     def _on_disconnected(self, alert: Any) -> None:
         if transfer := self._transfer(alert):
-            self._dirty = True
+            self._dirty = transfer.regroup = True
             ip, port = alert.endpoint
             message = protocol.clip(alert.error.message())
             self._send(protocol.PeerDisconnected(sha256=transfer.sha256, ip=ip, port=port, message=message))

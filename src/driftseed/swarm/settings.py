@@ -28,10 +28,14 @@ _ISOLATION: Final = {
     # pe_disabled: the tunnel is encrypted, and twice is only slower.
     "in_enc_policy": 2,
     "out_enc_policy": 2,
-    # A fixed name, so that a peer cannot choose its attack by our version.
+    # No version: a peer shall not choose its attack by it.
     "user_agent": "",
-    "peer_fingerprint": "-DS0000-",
 }
+
+PEER_ID_PREFIX: Final = b"-DS0000-"
+PEER_ID_RANDOM_BYTES: Final = 6
+"""In hexadecimal they fill a peer id (BEP 20: 20 bytes), so that the engine knows its own: libtorrent does not
+tell it, and ``division`` needs it."""
 
 _PEERS: Final = {
     # A device has one address whatever it connects from; duplicates are told by their peer id instead.
@@ -72,6 +76,9 @@ _SPEED: Final = {
     # the same piece.
     "initial_picker_threshold": 0,
     "auto_sequential": False,
+    # Above this many seconds' worth, libtorrent asks one peer for runs of neighbouring pieces, for the disk's
+    # sake. Every member then asks the origin for long runs that overlap, past rarity and past `division`.
+    "whole_pieces_threshold": 0,
 }
 
 _MEMORY: Final = {

@@ -28,7 +28,7 @@ PIECE_BYTES_MAX: Final = 16 * limits.MIB
 """Bytes of a piece. What is passed on is whole pieces, so larger ones slow a swarm down."""
 PIECES_MAX: Final = 128 * limits.KIB
 """Pieces of one torrent: 4 MiB of hashes, so the file stays under ``limits.TORRENT_BYTES_MAX``."""
-PIECES_AIM: Final = 8 * limits.KIB
+PIECES_AIM: Final = 4 * limits.KIB
 """Above so many pieces a larger piece length is chosen."""
 HASH_BYTES: Final = 32
 READ_BYTES: Final = 1 * limits.MIB
