@@ -37,6 +37,8 @@ from driftseed.trust.membership import Membership
 _log = logging.getLogger(__name__)
 
 JOURNAL_FILE: Final = "agent.sqlite"
+MODULES_STATE: Final = "modules-state"
+"""Directory in which update modules may keep what they like, from one update to the next."""
 MODULES_SYSTEM: Final = (Path("/usr/lib/driftseed/modules/v3"), Path("/usr/share/mender/modules/v3"))
 """Where update modules are looked for besides the built-in ones and the configured directories."""
 
@@ -77,12 +79,13 @@ class Agent:
             self.run_dir,
             {
                 "DRIFTSEED_INSTALL_ROOT": str(self.install_root),
-                "DRIFTSEED_STATE_DIR": str(home.directory / "modules-state"),
+                "DRIFTSEED_STATE_DIR": str(home.directory / MODULES_STATE),
             },
         )
         self._node_options = node_options
         self._tasks = TaskOwner("agent")
         self.node: Node
+        self.installer: Installer
         self.updates: Updates
         self.reporter: Reporter
 
@@ -142,7 +145,7 @@ class Agent:
             agent.node.overlay,
             agent.describe,
         )
-        installer = Installer(
+        agent.installer = Installer(
             journal=journal,
             runner=agent.runner,
             run_dir=agent.run_dir,
@@ -155,7 +158,7 @@ class Agent:
         agent.updates = Updates(
             journal,
             agent.node.contents,
-            installer,
+            agent.installer,
             agent.facts,
             agent.clock,
             agent.reporter.changed,
@@ -166,6 +169,8 @@ class Agent:
     def start(self) -> None:
         """Begin to work."""
         self.install_root.mkdir(parents=True, exist_ok=True)
+        (self.home.directory / MODULES_STATE).mkdir(mode=0o700, exist_ok=True)
+        self.installer.remove_leftovers()
         if not self.config.serve_only:
             self.updates.start()
         self.reporter.start()

@@ -19,6 +19,7 @@ from driftseed.core.errors import (
     DiskFull,
     EngineFailed,
     FileMissing,
+    Interrupted,
     LinkClosed,
     MetadataExpired,
     ModuleMissing,
@@ -26,6 +27,7 @@ from driftseed.core.errors import (
     PeerMisbehaved,
     PeerStalled,
     PeerUnreachable,
+    RebootFailed,
     SelectorError,
     TransportError,
 )
@@ -62,7 +64,9 @@ CIRCUMSTANCES: Final = frozenset(
 """Failures that say nothing about the release: retried for as long as it takes, as devices are often
 offline for longer than any number of attempts lasts."""
 
-TRANSIENT: Final = frozenset(kind.reason for kind in (ContentMismatch, EngineFailed))
+TRANSIENT: Final = frozenset(
+    kind.reason for kind in (ContentMismatch, EngineFailed, Interrupted, RebootFailed)
+)
 """Failures that may pass but should not be repeated for ever: ``limits.ATTEMPTS_MAX`` attempts in all."""
 
 
