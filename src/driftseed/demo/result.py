@@ -91,7 +91,9 @@ class Result(Struct, kw_only=True):
     seconds: float = 0.0
     devices: list[DeviceResult] = field(default_factory=list)
     origin_copies: float = 0.0
-    """Bytes of version 2 that devices had from hub and publisher, over the size of its variants."""
+    """Of version 2. Bytes that devices had from hub and publisher, over the size of its variants."""
+    origin_copies_first: float = 0.0
+    """The same for version 1, with the hub there to the end and nobody's downlink narrowed."""
     origin_bytes: int = 0
     payload_bytes: int = 0
     """Of all variants of version 2."""
@@ -169,7 +171,7 @@ def render(result: Result, console: Console) -> None:
         "",
         (
             f"origin: {result.origin_copies:.2f} copies of the payload = {result.origin_bytes / 1e6:.1f} MB that "
-            f"devices had from hub and publisher / {result.payload_bytes / 1e6:.1f} MB of all variants"
+            f"devices had from hub and publisher / {result.payload_bytes / 1e6:.1f} MB of all variants; version 1.0: {result.origin_copies_first:.2f}"
         ),
         *(
             f"refused: {each.attack}: {each.reason}, by {len(each.devices)} of {len(result.devices)}"
