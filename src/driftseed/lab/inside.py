@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from driftseed.core.errors import DriftseedError
 from driftseed.lab import sandbox
+from driftseed.lab.matrix import nat_matrix
 from driftseed.lab.nat import parse_kinds
 from driftseed.lab.prober import SERVER_SITE, check, probe
 from driftseed.lab.topology import Site, World
@@ -34,7 +35,10 @@ async def classify(arguments: Any) -> Any:
     return {site: dataclasses.asdict(behaviour) for site, behaviour in found.items()}
 
 
-EXPERIMENTS: Final[Mapping[str, Callable[[Any], Awaitable[Any]]]] = {"classify": classify}
+EXPERIMENTS: Final[Mapping[str, Callable[[Any], Awaitable[Any]]]] = {
+    "classify": classify,
+    "nat-matrix": nat_matrix,
+}
 
 
 async def _main(experiment: str, arguments: Any) -> dict[str, Any]:
