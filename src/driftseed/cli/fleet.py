@@ -239,6 +239,86 @@ def show(directory: FleetDirectory, *, json_output: JsonOption = False) -> None:
         )
 
 
+@app.command()
+def renew(
+    directory: FleetDirectory,
+    roles: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ROLE]...", help="root, targets, releases, ... or none: snapshot and timestamp."
+        ),
+    ] = None,
+    *,
+    json_output: JsonOption = False,
+) -> None:
+    """Sign metadata anew before it expires; snapshot and timestamp are renewed every time."""
+    from driftseed.cli.fleetdir import open_keys
+    from driftseed.cli.key import show_outcome
+
+    fleet = open_keys(directory)
+    others = [role for role in roles or () if role not in {"root", "snapshot", "timestamp"}]
+    proposal = fleet.renew_root() if "root" in (roles or ()) else None
+    if others or "root" not in (roles or ()):
+        fleet.renew(*others)
+    show_outcome(
+        directory, ", ".join(roles or ["snapshot, timestamp"]), [], proposal, json_output=json_output
+    )
+
+
+@app.command()
+def verify(directory: FleetDirectory, *, json_output: JsonOption = False) -> None:
+    """Check everything in a fleet's directory, and say what each role may do. Needs no key."""
+    import time
+
+    from driftseed.cli.fleetdir import open_fleet
+    from driftseed.cli.output import print_json, say
+    from driftseed.core.errors import StoreDamaged
+    from driftseed.trust.audit import audit
+
+    repository = open_fleet(directory)
+    found = audit(repository, time.time)
+    if json_output:
+        print_json(
+            {
+                "fleet": repository.fleet_id,
+                "ok": not found.problems,
+                "roles": [
+                    {
+                        "role": one.role,
+                        "version": one.version or None,
+                        "threshold": one.threshold,
+                        "keys": one.keys,
+                        "expires": one.expires.strftime("%Y-%m-%dT%H:%M:%SZ") if one.expires else None,
+                        "paths": one.paths,
+                        "targets": one.targets,
+                        "means": one.means,
+                    }
+                    for one in found.roles
+                ],
+                "roots": found.roots,
+                "files": found.files,
+                "contents": found.contents,
+                "problems": found.problems,
+                "warnings": found.warnings,
+            }
+        )
+        # The object is the whole answer for a program; the exit code says whether all is well.
+        raise typer.Exit(StoreDamaged.exit_code if found.problems else 0)
+    say(f"fleet {repository.name!r} {repository.fleet_id}")
+    for one in found.roles:
+        until = f", until {one.expires:%Y-%m-%d}" if one.expires else ""
+        say(f"{one.role}: {one.threshold} of {one.keys} keys must sign{until}")
+        say(f"  {one.means}")
+        if one.paths:
+            say(f"  may sign {', '.join(one.paths)}; has signed {one.targets}")
+    say(f"{found.roots} roots, {found.files} documents and torrents, {found.contents} artifacts hold")
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    if found.problems:
+        raise StoreDamaged("; ".join(found.problems), hint="mend it before publishing: devices refuse it")
+    say("all of it holds")
+
+
 @app.command("hub-kit")
 def hub_kit(
     directory: FleetDirectory,

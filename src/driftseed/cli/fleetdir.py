@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from driftseed.cli.passphrase import Passphrases
+from driftseed.trust.ceremony import FleetKeys
 from driftseed.trust.repository import FleetRepository
 
 
@@ -17,3 +18,8 @@ def open_fleet(directory: Path) -> FleetRepository:
         StoreDamaged: a file of it cannot be read.
     """
     return FleetRepository.open(directory, Passphrases(), time.time)
+
+
+def open_keys(directory: Path) -> FleetKeys:
+    """Open the fleet in a directory, to change who signs what. Raises as ``open_fleet``."""
+    return FleetKeys.open(directory, Passphrases(), time.time)

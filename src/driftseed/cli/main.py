@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from driftseed import __version__
-from driftseed.cli import agent, bench, demo, deploy, fleet, hub, publish, release, status
+from driftseed.cli import agent, bench, demo, deploy, fleet, hub, key, lab, publish, release, root, status
 from driftseed.cli.output import print_error
 from driftseed.core.errors import DeviceError, DriftseedError, Misuse
 
@@ -58,10 +58,13 @@ def _options(
 
 
 app.add_typer(fleet.app, name="fleet")
+app.add_typer(key.app, name="key")
+app.add_typer(root.app, name="root")
 app.add_typer(release.app, name="release")
 app.command("deploy")(deploy.deploy)
 app.command("publish")(publish.publish)
 app.add_typer(hub.app, name="hub")
+app.add_typer(lab.app, name="lab")
 app.add_typer(agent.app, name="agent")
 app.command("status")(status.status)
 app.command("devices")(status.devices)

@@ -10,6 +10,9 @@ from typing import Final
 from driftseed.core.errors import Misuse, PassphraseNeeded
 
 VARIABLE: Final = "DRIFTSEED_PASSPHRASE"
+PIN_VARIABLE: Final = "DRIFTSEED_PIN"
+PIN: Final = "pin of "
+"""How a key that is asked for begins when it is a smart card or HSM."""
 
 UNENCRYPTED_MEANS: Final = (
     "keys are written without a passphrase: whoever can read these files, a backup of them or this disk "
@@ -36,10 +39,17 @@ class Passphrases:
         Raises:
             PassphraseNeeded: nothing is in the environment and nobody can be asked.
         """
+        if key.startswith(PIN):
+            return self._pin(key)
         if self._known is None:
             given = _from_environment()
             self._known = _ask(f"Passphrase of {key}: ", key) if given is None else given
         return self._known
+
+    @staticmethod
+    def _pin(key: str) -> bytes:
+        given = os.environ.get(PIN_VARIABLE)
+        return os.fsencode(given) if given else _ask(f"{key[:1].upper()}{key[1:]}: ", key, PIN_VARIABLE)
 
 
 def new_passphrase(*, none: bool) -> bytes | None:
@@ -72,10 +82,10 @@ def _from_environment() -> bytes | None:
     return os.fsencode(given) if given else None
 
 
-def _ask(prompt: str, key: str) -> bytes:
+def _ask(prompt: str, key: str, variable: str = VARIABLE) -> bytes:
     if not sys.stdin.isatty():
         raise PassphraseNeeded(
             f"a passphrase is needed ({key}), and there is no terminal to ask at",
-            hint=f"set {VARIABLE}, or for a new fleet say --no-passphrase",
+            hint=f"set {variable}, or for a new fleet say --no-passphrase",
         )
     return getpass.getpass(prompt).encode()

@@ -122,6 +122,8 @@ REPORT_BYTES_MAX: Final = 16 * KIB
 """Bytes of one signed report."""
 REPORTS_CARRIED_MAX: Final = 512
 """Reports of other devices that an agent carries towards a hub."""
+REPORTS_PER_REQUEST_MAX: Final = 256
+"""Reports that one hub gives to another in one answer."""
 REPORT_UPDATES_MAX: Final = 32
 """Updates described in one report, newest first."""
 

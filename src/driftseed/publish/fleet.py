@@ -21,7 +21,7 @@ from driftseed.trust.hubkit import export_hub_kit
 from driftseed.trust.membership import create_invitation
 from driftseed.trust.repository import FleetRepository
 
-_METADATA_NAME = re.compile(r"metadata/(?:([0-9]+)\.)?([a-z]+)\.json")
+_METADATA_NAME = re.compile(r"metadata/(?:([0-9]+)\.)?([a-z][a-z0-9-]*)\.json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from driftseed.core.model import (
     torrent_target,
 )
 from driftseed.core.verified import VerifiedDeployment, VerifiedFleet, VerifiedRelease
-from driftseed.trust.chain import DEPLOYMENTS, FLEET, RELEASES, Chain, sha256_of
+from driftseed.trust.chain import DEPLOYMENTS, FLEET, Chain, sha256_of
 from driftseed.trust.tufapi import TargetFile
 
 Read = Callable[[str, TargetFile], bytes]
@@ -137,24 +137,30 @@ class _Judge:
         return known
 
     def _check_release(self, path: str, name: str, version: str) -> VerifiedRelease:
-        target = self._target(RELEASES, path, limits.DOCUMENT_BYTES_MAX)
-        manifest = self._document(RELEASES, path, ReleaseManifest)
+        role = self._chain.owner(path)
+        if role not in self._chain.release_roles:
+            raise RolesDisagree(f"no role for releases may sign {path}: it is given to {role or 'nobody'}")
+        target = self._target(role, path, limits.DOCUMENT_BYTES_MAX)
+        manifest = self._document(role, path, ReleaseManifest)
         if (manifest.name, manifest.version) != (name, version):
             raise RolesDisagree(f"{path} is the manifest of {manifest.name} {manifest.version}")
-        torrents = [self._check_artifact(manifest, artifact) for artifact in manifest.artifacts]
+        # All of a release is one role's: a team signs no file of a release of which another signed the manifest.
+        torrents = [self._check_artifact(role, manifest, artifact) for artifact in manifest.artifacts]
         for torrent_path, torrent in torrents:
             self._need(torrent_path, torrent)
         return VerifiedRelease(manifest=manifest, digest=Digest(str(sha256_of(target))))
 
-    def _check_artifact(self, manifest: ReleaseManifest, artifact: Artifact) -> tuple[str, TargetFile]:
+    def _check_artifact(
+        self, role: str, manifest: ReleaseManifest, artifact: Artifact
+    ) -> tuple[str, TargetFile]:
         path = artifact_target(manifest.name, manifest.version, artifact)
-        target = self._target(RELEASES, path, limits.ARTIFACT_BYTES_MAX)
+        target = self._target(role, path, limits.ARTIFACT_BYTES_MAX)
         if (target.length, sha256_of(target)) != (artifact.length, artifact.sha256):
-            raise RolesDisagree(f"the manifest and the role releases give {path} different lengths or hashes")
+            raise RolesDisagree(f"the manifest and the role {role} give {path} different lengths or hashes")
         torrent_path = torrent_target(manifest.name, manifest.version, artifact)
-        torrent = self._target(RELEASES, torrent_path, limits.TORRENT_BYTES_MAX)
+        torrent = self._target(role, torrent_path, limits.TORRENT_BYTES_MAX)
         if sha256_of(torrent) != artifact.torrent_sha256:
-            raise RolesDisagree(f"the manifest and the role releases give {torrent_path} different hashes")
+            raise RolesDisagree(f"the manifest and the role {role} give {torrent_path} different hashes")
         return torrent_path, torrent
 
     def _target(self, role: str, path: str, max_length: int) -> TargetFile:

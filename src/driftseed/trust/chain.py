@@ -5,8 +5,9 @@ The set of a fleet is::
     metadata/1.root.json, 2.root.json, …    every root, each signed by its predecessor's keys and its own
     metadata/timestamp.json                 names the snapshot; the only file whose name stays the same
     metadata/N.snapshot.json                names the versions of all others
-    metadata/N.targets.json                 delegates to the three roles below, each terminating
-    metadata/N.releases.json                releases/*/*/*   the build system's
+    metadata/N.targets.json                 delegates to the roles below, each terminating; the first that matches
+    metadata/N.TEAM.json                    such as releases/camera/*/*   a team's own releases, if there are teams
+    metadata/N.releases.json                releases/*/*/*   the build system's: all others
     metadata/N.deployments.json             deployments/*    the operators'
     metadata/N.fleet.json                   fleet/*          who enrols, where hubs are
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, cast
 
+from driftseed.core import limits
 from driftseed.core.errors import MetadataInvalid
 from driftseed.trust.tufapi import (
     Metadata,
@@ -47,7 +49,8 @@ DELEGATED: Final[Mapping[str, str]] = {
     DEPLOYMENTS: "deployments/*",
     FLEET: "fleet/*",
 }
-"""Delegated roles and the path pattern of each (python-tuf matches segment by segment)."""
+"""The roles that every fleet delegates to, and the path pattern of each (python-tuf matches segment by segment).
+Teams come before them, so that their paths are theirs alone."""
 
 TIMESTAMP_NAME: Final = "metadata/timestamp.json"
 
@@ -124,11 +127,20 @@ class Chain:
 
     def find(self, role: str, path: str) -> TargetFile | None:
         """A target that this role signed and may sign: another role's word for the path does not count."""
-        delegations = self.targets.delegations
-        owner = next(iter(delegations.get_roles_for_target(path)), None) if delegations is not None else None
-        if owner is None or owner[0] != role:
+        if self.owner(path) != role:
             return None
         return self.delegated[role].targets.get(path)
+
+    def owner(self, path: str) -> str | None:
+        """The only role that may sign a path: the first delegation that matches, as each is terminating."""
+        delegations = self.targets.delegations
+        owner = next(iter(delegations.get_roles_for_target(path)), None) if delegations is not None else None
+        return None if owner is None else owner[0]
+
+    @property
+    def release_roles(self) -> tuple[str, ...]:
+        """``releases`` and the teams: the roles that may sign releases, in order of precedence."""
+        return tuple(role for role in self.delegated if role not in {DEPLOYMENTS, FLEET})
 
     def paths(self, role: str) -> list[str]:
         """Paths that this role signed, sorted; those that it may not sign too."""
@@ -168,8 +180,27 @@ def verify_chain(first_root: bytes, read: Read) -> Chain:
     timestamp = verified(loader.data(TIMESTAMP_NAME), Timestamp, TIMESTAMP_NAME, root, Timestamp.type)
     snapshot = loader.load(Snapshot, timestamp.snapshot_meta, root, Snapshot.type)
     targets = loader.load(Targets, _named(snapshot, Targets.type), root, Targets.type)
-    delegated = {role: loader.load(Targets, _named(snapshot, role), targets, role) for role in DELEGATED}
+    delegated = {
+        role: loader.load(Targets, _named(snapshot, role), targets, role) for role in delegated_roles(targets)
+    }
     return Chain(root, timestamp, snapshot, targets, delegated, files)
+
+
+def delegated_roles(targets: Targets) -> tuple[str, ...]:
+    """The roles that ``targets`` delegates to, in order of precedence.
+
+    Raises:
+        MetadataInvalid: one that every fleet has is missing, or there are more than devices follow.
+    """
+    delegations = targets.delegations
+    roles = tuple(delegations.roles or ()) if delegations is not None else ()
+    if missing := sorted(DELEGATED.keys() - set(roles)):
+        raise MetadataInvalid(f"targets {targets.version} does not delegate to {', '.join(missing)}")
+    if len(roles) > limits.DELEGATIONS_MAX:
+        raise MetadataInvalid(
+            f"targets {targets.version} delegates to {len(roles)} roles; {limits.DELEGATIONS_MAX} are followed"
+        )
+    return roles
 
 
 def _named(snapshot: Snapshot, role: str) -> MetaFile:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from driftseed.core.errors import MetadataInvalid, NotFound, StoreDamaged
+from driftseed.core.errors import MetadataInvalid, Misuse, NotFound, StoreDamaged
 from driftseed.core.ids import Digest, FleetId
 from driftseed.core.model import (
+    ENROLMENT_TARGET,
     HUBS_TARGET,
     Artifact,
     Deployment,
+    EnrolmentKeys,
     Hubs,
     NodeAddress,
     ReleaseManifest,
@@ -24,7 +26,6 @@ from driftseed.trust.agreement import DocumentT
 from driftseed.trust.chain import (
     DEPLOYMENTS,
     FLEET,
-    RELEASES,
     Chain,
     metadata_name,
     sha256_of,
@@ -73,20 +74,48 @@ class FleetContents:
         """Version of the newest timestamp signed here."""
         return self._chain.timestamp.version
 
+    @property
+    def chain(self) -> Chain:
+        """The verified metadata."""
+        return self._chain
+
+    def enrolment_keys(self) -> list[str]:
+        """Enrolment keys as signed, public, hexadecimal, the newest last."""
+        return list(self._document(FLEET, ENROLMENT_TARGET, EnrolmentKeys).keys)
+
     def hubs(self) -> tuple[NodeAddress, ...]:
         """Where the hubs are, as signed."""
         return tuple(self._document(FLEET, HUBS_TARGET, Hubs).hubs)
 
     def releases(self) -> tuple[VerifiedRelease, ...]:
         """Every release, by name and version in text order."""
+        found = [
+            (path, role, target)
+            for role in self._chain.release_roles
+            for path in self._chain.paths(role)
+            if path.rpartition("/")[2] == "release.json"
+            and (target := self._chain.find(role, path)) is not None
+        ]
         return tuple(
             VerifiedRelease(
-                manifest=self._document(RELEASES, path, ReleaseManifest),
-                digest=Digest(str(sha256_of(self._chain.delegated[RELEASES].targets[path]))),
+                manifest=self._document(role, path, ReleaseManifest), digest=Digest(str(sha256_of(target)))
             )
-            for path in self._chain.paths(RELEASES)
-            if path.rpartition("/")[2] == "release.json"
+            for path, role, target in sorted(found, key=lambda one: one[0])
         )
+
+    def release_role(self, name: str, version: str) -> str:
+        """The role that signs a release: ``releases``, or the team whose paths it falls under.
+
+        Raises:
+            Misuse: no role may sign releases of this name.
+        """
+        role = self._chain.owner(manifest_target(name, version))
+        if role not in self._chain.release_roles:
+            raise Misuse(
+                f"no role of this fleet signs releases of {name}",
+                hint="see who signs what: driftseed fleet verify DIR",
+            )
+        return role
 
     def release(self, name: str, version: str) -> VerifiedRelease:
         """One release. Raises NotFound, which names the versions there are."""
@@ -114,9 +143,10 @@ class FleetContents:
         paths = [(role, path) for role in (FLEET, DEPLOYMENTS) for path in self._chain.paths(role)]
         for release in self.releases():
             manifest = release.manifest
-            paths.append((RELEASES, manifest_target(manifest.name, manifest.version)))
+            role = self.release_role(manifest.name, manifest.version)
+            paths.append((role, manifest_target(manifest.name, manifest.version)))
             paths.extend(
-                (RELEASES, torrent_target(manifest.name, manifest.version, artifact))
+                (role, torrent_target(manifest.name, manifest.version, artifact))
                 for artifact in manifest.artifacts
             )
         files = {}

@@ -122,10 +122,17 @@ def _fill(
         write_secret(fleet.key(key_name), encode_key(key, passphrase))
     for file_name, data in files.items():
         fleet.write(file_name, data)
-    fleet.save_record(FleetRecord(name=name, fleet=fleet_of(first_root)))
+    fleet.save_record(FleetRecord(name=name, fleet=fleet_of(first_root), keys=_recorded(keys)))
     # Names made by mkdir reach the disk with their parents.
     for parent in (*(path for path in staging.rglob("*") if path.is_dir()), staging):
         sync_directory(parent)
+
+
+def _recorded(keys: Mapping[str, Ed25519PrivateKey]) -> dict[str, str]:
+    return {
+        public_hex(key) if name == ENROLMENT else signer_for(key).public_key.keyid: f"file:{KEYS}/{name}.pem"
+        for name, key in keys.items()
+    }
 
 
 def first_files(
@@ -162,7 +169,7 @@ def first_files(
         data = files[metadata_name(role, 1)] = sign(payload, [signers[role]])
         snapshot.meta[f"{role}.json"] = meta_file(1, data)
     data = files[metadata_name(Snapshot.type, 1)] = sign(snapshot, [signers[Snapshot.type]])
-    files[TIMESTAMP_NAME] = sign_timestamp(1, meta_file(1, data), clock, signers[Timestamp.type])
+    files[TIMESTAMP_NAME] = sign_timestamp(1, meta_file(1, data), clock, [signers[Timestamp.type]])
     verify_chain(first_root, files.get)
     return first_root, files
 

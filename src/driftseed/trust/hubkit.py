@@ -65,7 +65,7 @@ def export_hub_kit(repository: FleetRepository) -> bytes:
         name=repository.name,
         first_root=repository.first_root,
         enrolment=repository.enrolment_key().private_bytes_raw().hex(),
-        timestamp=repository.private_key(Timestamp.type).private_bytes_raw().hex(),
+        timestamp=repository.role_key(Timestamp.type).private_bytes_raw().hex(),
         files=repository.files(),
     )
     return msgspec.json.encode(kit) + b"\n"

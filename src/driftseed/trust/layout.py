@@ -3,6 +3,7 @@
 ::
 
     DIR/fleet.json          name, id, declared labels, counters: what is nobody's to sign
+    DIR/pending/root.json   the next root while it is being signed (``trust/proposal.py``)
     DIR/keys/ROLE.pem       root-1 … root-n, targets, snapshot, timestamp, releases, deployments, fleet, enrolment
     DIR/metadata/           TUF metadata by repository name (``trust/chain.py``)
     DIR/targets/            documents and torrents, hash-prefixed: releases/N/V/HASH.release.json
@@ -44,6 +45,9 @@ class FleetRecord(Struct, frozen=True, kw_only=True):
     """Label keys that operators have declared, besides the conventional ones."""
     sequence: Annotated[int, Meta(ge=0)] = 0
     """The highest sequence that a deployment was ever given."""
+    keys: dict[str, str] = {}
+    """Where each private key is, as a URI (``trust/keyring.py``), by key id; an enrolment key by its public half.
+    ``file:`` paths are relative to DIR."""
     format: Annotated[int, Meta(ge=1, le=FORMAT)] = FORMAT
 
 

@@ -81,4 +81,4 @@ class TimestampRenewer:
                 "the kit's timestamp key is not the fleet's any more",
                 hint="make a new kit for this hub: driftseed fleet hub-kit",
             )
-        return sign_timestamp(version, snapshot, self._clock, self._signer)
+        return sign_timestamp(version, snapshot, self._clock, [self._signer])

@@ -5,10 +5,10 @@ Each command reads only the keys that it needs, so that nobody has to hold them 
 ===================================== ===========================================
 command                               keys besides ``snapshot`` and ``timestamp``
 ===================================== ===========================================
-add_release (a build system)          ``releases``
+add_release (a build system, a team)  ``releases``, or the team's
 add_deployment (operators)            ``deployments``
 set_hubs (operators)                  ``fleet``
-renew                                 the role's own; for ``root`` its threshold
+renew                                 the roles' own
 bump_timestamp                        none, and no ``snapshot``
 ===================================== ===========================================
 
@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -46,20 +47,19 @@ from driftseed.core.model import (
 from driftseed.core.verified import VerifiedRelease
 from driftseed.store.files import DirectoryLock
 from driftseed.trust.chain import (
-    DELEGATED,
     DEPLOYMENTS,
     FLEET,
-    RELEASES,
     sha256_of,
     target_name,
 )
 from driftseed.trust.change import Change
 from driftseed.trust.contents import FleetContents
 from driftseed.trust.founding import ENROLMENT, found_fleet
-from driftseed.trust.keys import Passphrase, load_private, load_signer
+from driftseed.trust.keyring import Keyring, NamedKey
+from driftseed.trust.keys import Passphrase, load_private
 from driftseed.trust.layout import FleetDirectory
 from driftseed.trust.signing import Clock, instant
-from driftseed.trust.tufapi import CryptoSigner, Root, Snapshot, TargetFile, Targets, Timestamp
+from driftseed.trust.tufapi import Snapshot, TargetFile, Targets, Timestamp
 
 
 class FleetRepository(FleetContents):
@@ -73,7 +73,8 @@ class FleetRepository(FleetContents):
 
     def __init__(self, directory: FleetDirectory, passphrase: Passphrase, clock: Clock) -> None:
         super().__init__(directory)
-        self._passphrase = passphrase
+        self.passphrase = passphrase
+        """Asked for the passphrases of keys."""
         self._clock = clock
 
     @classmethod
@@ -86,7 +87,7 @@ class FleetRepository(FleetContents):
         threshold: int,
         passphrase: bytes | None,
         clock: Clock,
-    ) -> FleetRepository:
+    ) -> Self:
         """Make a fleet and open it. Arguments and errors as ``trust.founding.found_fleet``."""
         found_fleet(
             directory, name=name, root_keys=root_keys, threshold=threshold, passphrase=passphrase, clock=clock
@@ -94,7 +95,7 @@ class FleetRepository(FleetContents):
         return cls.open(directory, lambda _: passphrase or b"", clock)
 
     @classmethod
-    def open(cls, directory: Path, passphrase: Passphrase, clock: Clock) -> FleetRepository:
+    def open(cls, directory: Path, passphrase: Passphrase, clock: Clock) -> Self:
         """Open a fleet directory. No key is read yet.
 
         Args:
@@ -110,11 +111,18 @@ class FleetRepository(FleetContents):
 
     def private_key(self, name: str) -> Ed25519PrivateKey:
         """A key of this directory by its file's name without ``.pem``, such as ``enrolment``."""
-        return load_private(self._directory.key(name), self._passphrase)
+        return load_private(self._directory.key(name), self.passphrase)
 
     def enrolment_key(self) -> Ed25519PrivateKey:
-        """The key that signs invitations and certificates."""
-        return self.private_key(ENROLMENT)
+        """The newest of the keys that certify invitations and hubs. Raises NotFound when it is not here."""
+        return self.keyring().private(self.enrolment_keys()[-1], ENROLMENT)
+
+    def role_key(self, role: str) -> Ed25519PrivateKey:
+        """A private key of a role that ``root`` names, itself. Raises NotFound when none is in a file here."""
+        keyids = self._chain.root.roles[role].keyids
+        keyring = self.keyring()
+        usable = [keyid for keyid in keyids if keyring.path(keyid) is not None and keyring.is_here(keyid)]
+        return keyring.private((usable or keyids)[0], role)
 
     # --- what changes it ------------------------------------------------------------------------
 
@@ -132,9 +140,10 @@ class FleetRepository(FleetContents):
             ArtifactUnreadable: a file cannot be read, or is not what the manifest says.
             Misuse: the manifest is too large for devices.
         """
-        with self._changing(RELEASES) as change:
+        role = self.release_role(manifest.name, manifest.version)
+        with self._changing(role) as change:
             path = manifest_target(manifest.name, manifest.version)
-            if path in self._chain.delegated[RELEASES].targets:
+            if path in self._chain.delegated[role].targets:
                 raise WouldOverwrite(
                     f"release {manifest.name} {manifest.version} exists",
                     hint="devices may have it already: choose another version",
@@ -145,15 +154,15 @@ class FleetRepository(FleetContents):
                     raise ArtifactUnreadable(f"the torrent of {artifact.filename} is not the manifest's")
                 self._directory.keep_content(source, artifact)
                 change.add_target(
-                    RELEASES,
+                    role,
                     TargetFile(
                         artifact.length,
                         {"sha256": artifact.sha256},
                         artifact_target(manifest.name, manifest.version, artifact),
                     ),
                 )
-                change.add_file(RELEASES, torrent_target(manifest.name, manifest.version, artifact), torrent)
-            change.add_document(RELEASES, path, manifest)
+                change.add_file(role, torrent_target(manifest.name, manifest.version, artifact), torrent)
+            change.add_document(role, path, manifest)
             self._commit(change)
         return self.release(manifest.name, manifest.version)
 
@@ -228,23 +237,23 @@ class FleetRepository(FleetContents):
             self._commit(change, timestamp_above=at_least)
         return self.timestamp_version
 
-    def renew(self, role: str) -> None:
-        """Sign a role's metadata anew for another lifetime, and what names it.
+    def renew(self, *roles: str) -> None:
+        """Sign roles' metadata anew for another lifetime, and what names it. The root: ``trust/ceremony.py``.
 
         Args:
-            role: ``root``, ``targets``, ``releases``, ``deployments`` or ``fleet``.
+            roles: ``targets``, or roles that it delegates to; ``snapshot`` and ``timestamp`` are renewed anyway.
 
         Raises:
-            Misuse: there is no such role, or fewer root keys are here than must sign.
+            Misuse: there is no such role.
         """
-        if role not in {Root.type, Targets.type, *DELEGATED}:
-            raise Misuse(f"there is no role {role}", hint=f"root, targets, {', '.join(DELEGATED)}")
-        with self._changing(role) as change:
-            if role == Root.type:
-                change.root()
-            else:
+        for role in roles:
+            if role not in {Targets.type, *self._chain.delegated}:
+                raise Misuse(f"there is no role {role}", hint=f"targets, {', '.join(self._chain.delegated)}")
+        with self._changing() as change:
+            change.load_keys(Snapshot.type, *roles)
+            for role in roles:
                 change.role(role)
-            self._commit(change)
+            self._commit(change, new_snapshot=True)
 
     # --- how ------------------------------------------------------------------------------------
 
@@ -260,39 +269,27 @@ class FleetRepository(FleetContents):
             lock.release()
 
     @contextlib.contextmanager
-    def _changing(self, role: str | None = None) -> Iterator[Change]:
+    def _changing(self, role: str | None = None, *, keys: Iterable[NamedKey] = ()) -> Iterator[Change]:
         """Lock, and load the keys first: nothing long is begun with a wrong passphrase."""
         with self._locked():
-            signers = {Timestamp.type: [self._signer(Timestamp.type, self._chain.root)]}
-            if role == Root.type:
-                signers[role] = self._root_signers()
-            elif role is not None:
-                signers[Snapshot.type] = [self._signer(Snapshot.type, self._chain.root)]
-                delegator = self._chain.root if role == Targets.type else self._chain.targets
-                signers[role] = [self._signer(role, delegator)]
-            yield Change(self._chain, signers, self._clock)
+            change = Change(self._chain, self.keyring(keys), self._clock)
+            change.load_keys(Timestamp.type)
+            if role is not None:
+                change.load_keys(Snapshot.type, role)
+            yield change
 
-    def _signer(self, role: str, delegator: Root | Targets) -> CryptoSigner:
-        path = self._directory.key(role)
-        signer = load_signer(path, self._passphrase)
-        if signer.public_key.keyid not in delegator.get_delegated_role(role).keyids:
-            raise Misuse(f"{path} is not a key of the role {role}", hint="restore it from your backup")
-        return signer
+    def keyring(self, brought: Iterable[NamedKey] = ()) -> Keyring:
+        """The private keys that can be used here.
 
-    def _root_signers(self) -> list[CryptoSigner]:
-        role = self._chain.root.get_delegated_role(Root.type)
-        signers = [load_signer(path, self._passphrase) for path in self._directory.root_keys()]
-        signers = [signer for signer in signers if signer.public_key.keyid in role.keyids]
-        if len(signers) < role.threshold:
-            raise Misuse(
-                f"{len(signers)} root keys are here, {role.threshold} must sign",
-                hint=f"bring {role.threshold - len(signers)} more into {self._directory.path / 'keys'}",
-            )
-        return signers
+        Args:
+            brought: keys that a person named for one command.
+        """
+        return Keyring(self._directory.path, self._record.keys, self.passphrase, brought)
 
-    def _commit(self, change: Change, timestamp_above: int = 0) -> None:
+    def _commit(self, change: Change, *, timestamp_above: int = 0, new_snapshot: bool = False) -> None:
         old = set(self._document_names())
-        for name, data in change.sign(self.first_root, timestamp_above=timestamp_above).items():
+        files = change.sign(self.first_root, timestamp_above=timestamp_above, new_snapshot=new_snapshot)
+        for name, data in files.items():
             self._directory.write(name, data)
         self._reload()
         for name in old - set(self._document_names()):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from driftseed.core.errors import ClockWrong
-from driftseed.trust.tufapi import Metadata, MetaFile, SignedT, Signer, Timestamp
+from driftseed.core.errors import ClockWrong, KeyUnusable
+from driftseed.trust.tufapi import Metadata, MetaFile, SignedT, Signer, Timestamp, UnsignedMetadataError
 
 ROOT_LIFETIME: Final = timedelta(days=2 * 365)
 ROLE_LIFETIME: Final = timedelta(days=365)
@@ -54,8 +54,19 @@ def sign(payload: SignedT, signers: Iterable[Signer]) -> bytes:
     """Sign a payload with every signer; returns the metadata file."""
     metadata = Metadata(payload)
     for signer in signers:
-        metadata.sign(signer, append=True)
+        add_signature(metadata, signer)
     return metadata.to_bytes()
+
+
+def add_signature(metadata: Metadata[SignedT], signer: Signer) -> None:
+    """Sign metadata, beside the signatures that it has. Raises KeyUnusable: a key device or service did not."""
+    try:
+        metadata.sign(signer, append=True)
+    except UnsignedMetadataError as error:
+        raise KeyUnusable(
+            f"key {signer.public_key.keyid[:16]} did not sign: {error}",
+            hint="check the device or credentials, and for hsm: PYKCS11LIB",
+        ) from error
 
 
 def meta_file(version: int, data: bytes) -> MetaFile:
@@ -63,7 +74,7 @@ def meta_file(version: int, data: bytes) -> MetaFile:
     return MetaFile.from_data(version, data, ["sha256"])
 
 
-def sign_timestamp(version: int, snapshot: MetaFile, clock: Clock, signer: Signer) -> bytes:
+def sign_timestamp(version: int, snapshot: MetaFile, clock: Clock, signers: Iterable[Signer]) -> bytes:
     """Sign a timestamp over a snapshot, for TIMESTAMP_LIFETIME from now."""
     payload = Timestamp(version=version, expires=expiry(clock, TIMESTAMP_LIFETIME), snapshot_meta=snapshot)
-    return sign(payload, [signer])
+    return sign(payload, signers)

@@ -9,10 +9,16 @@ from __future__ import annotations
 from typing import TypeVar
 
 from securesystemslib.signer import (  # type: ignore[attr-defined]  # see above
+    SIGNER_FOR_URI_SCHEME,
+    AWSSigner,
+    AzureSigner,
     CryptoSigner,
+    GCPSigner,
+    HSMSigner,
     Key,
     Signer,
     SSlibKey,
+    VaultSigner,
 )
 from tuf.api.exceptions import (
     BadVersionNumberError,
@@ -21,12 +27,14 @@ from tuf.api.exceptions import (
     ExpiredMetadataError,
     LengthOrHashMismatchError,
     RepositoryError,
+    UnsignedMetadataError,
 )
 from tuf.api.metadata import (  # type: ignore[attr-defined]  # see above
     DelegatedRole,
     Delegations,
     Metadata,
     MetaFile,
+    Role,
     Root,
     Signed,
     Snapshot,
@@ -38,6 +46,9 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # see above
 SignedT = TypeVar("SignedT", Root, Timestamp, Snapshot, Targets)
 
 __all__ = [
+    "SIGNER_FOR_URI_SCHEME",
+    "AWSSigner",
+    "AzureSigner",
     "BadVersionNumberError",
     "CryptoSigner",
     "DelegatedRole",
@@ -45,11 +56,14 @@ __all__ = [
     "DownloadHTTPError",
     "DownloadLengthMismatchError",
     "ExpiredMetadataError",
+    "GCPSigner",
+    "HSMSigner",
     "Key",
     "LengthOrHashMismatchError",
     "MetaFile",
     "Metadata",
     "RepositoryError",
+    "Role",
     "Root",
     "SSlibKey",
     "Signed",
@@ -59,4 +73,6 @@ __all__ = [
     "TargetFile",
     "Targets",
     "Timestamp",
+    "UnsignedMetadataError",
+    "VaultSigner",
 ]

@@ -28,7 +28,7 @@ from driftseed.core.errors import (
     TrustError,
 )
 from driftseed.store.files import atomic_write, disk_full_as_error
-from driftseed.trust.chain import DELEGATED, TIMESTAMP_NAME, TUF_FAULTS, parse
+from driftseed.trust.chain import TIMESTAMP_NAME, TUF_FAULTS, delegated_roles, parse
 from driftseed.trust.kept import KeptFiles
 from driftseed.trust.membership import describe_time
 from driftseed.trust.source import MetadataSource, fetch_bounded
@@ -118,7 +118,7 @@ class FleetUpdater(Updater):
         try:
             with disk_full_as_error(self._kept.cache):
                 self.refresh()
-                for role in DELEGATED:
+                for role in delegated_roles(self._trusted_set.targets):
                     self._load_targets(role, Targets.type)
         except DownloadHTTPError as error:
             raise FileMissing(f"{error}: newer metadata names it") from error.__cause__
