@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from driftseed.core.errors import DriftseedError
 from driftseed.lab import sandbox
-from driftseed.lab.matrix import nat_matrix
+from driftseed.lab.matrix import assisted, nat_matrix
 from driftseed.lab.nat import parse_kinds
 from driftseed.lab.prober import SERVER_SITE, check, probe
 from driftseed.lab.topology import Site, World
@@ -38,6 +38,7 @@ async def classify(arguments: Any) -> Any:
 EXPERIMENTS: Final[Mapping[str, Callable[[Any], Awaitable[Any]]]] = {
     "classify": classify,
     "nat-matrix": nat_matrix,
+    "assisted": assisted,
 }
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import msgspec
 
 from driftseed.core.errors import LabFailed
-from driftseed.core.model import NodeAddress
 from driftseed.core.natprobe import Behaviour, PathAtBest, best_path
 from driftseed.lab.fleet import Hub, LabFleet
 from driftseed.lab.nat import CARRIERS, NatKind
@@ -34,8 +34,8 @@ AT_ONCE: Final = 2
 class Cell:
     """What came of one device dialling another."""
 
-    dialler: NatKind
-    answerer: NatKind
+    dialler: str
+    answerer: str
     expected: PathAtBest
     connected: bool
     path: str = ""
@@ -61,30 +61,59 @@ async def nat_matrix(arguments: Any) -> Any:
     """The experiment: ``{"kinds": [...]}`` to a list of cells, each as JSON values."""
     kinds = [NatKind(each) for each in arguments["kinds"]]
     sites = [Site(name=f"{side}-{kind}", nat=kind) for kind in kinds for side in "ab"]
+    async with _measuring(sites) as (behaviours, members):
+        cells = await _measure(kinds, behaviours, members)
+    return {
+        "behaviours": {str(kind): asdict(behaviours[f"a-{kind}"]) for kind in kinds},
+        "cells": _as_json(cells),
+    }
+
+
+async def assisted(_arguments: Any) -> Any:
+    """The experiment: symmetric NATs, hopeless by themselves, with port mapping or IPv6; to a list of cells."""
+    hard = NatKind.SYMMETRIC
+    sites = [
+        *(Site(name=f"{side}-upnp", nat=hard, port_mapping=True) for side in "ab"),
+        *(Site(name=f"{side}-ipv6", nat=hard, ipv6=True) for side in "ab"),
+        Site(name="plain", nat=hard),
+    ]
+    pairs = (
+        ("a-upnp", "b-upnp"),
+        ("plain", "b-upnp"),
+        ("a-upnp", "plain"),
+        ("a-ipv6", "b-ipv6"),
+    )
+    async with _measuring(sites) as (_, members):
+        cells = [
+            await measure_pair(here, there, "direct", members[here], members[there]) for here, there in pairs
+        ]
+    return {"cells": _as_json(cells)}
+
+
+@contextlib.asynccontextmanager
+async def _measuring(
+    sites: Sequence[Site],
+) -> AsyncIterator[tuple[dict[str, Behaviour], dict[str, Running]]]:
+    """A world with a hub and a member at each site, all of whose NATs are what they say."""
     world = World.build([SERVER_SITE, HUB_SITE, *sites])
     processes = Processes()
     try:
-        behaviours = await probe(world, [site.name for site in sites])
+        names = [site.name for site in sites]
+        behaviours = await probe(world, names)
         check(behaviours, {site.name: site.nat for site in sites})
         _say(f"{len(sites)} NATs behave as they are named")
         fleet = LabFleet(processes)
         hub = await fleet.start_hub(world.device(HUB_SITE.name))
-        members = dict(
-            zip(
-                [site.name for site in sites],
-                await asyncio.gather(*(start_member(fleet, hub, world, site.name) for site in sites)),
-                strict=True,
-            )
-        )
-        _say(f"{len(members)} devices have their hub")
-        cells = await _measure(kinds, behaviours, members)
+        started = await asyncio.gather(*(start_member(fleet, hub, world, name) for name in names))
+        _say(f"{len(started)} devices have their hub")
+        yield behaviours, dict(zip(names, started, strict=True))
     finally:
         await processes.close()
         world.close()
-    return {
-        "behaviours": {str(kind): asdict(behaviours[f"a-{kind}"]) for kind in kinds},
-        "cells": [{**asdict(cell), "as_expected": cell.as_expected} for cell in cells],
-    }
+
+
+def _as_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    return [{**asdict(cell), "as_expected": cell.as_expected} for cell in cells]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +166,12 @@ async def _measure(
     size = len(kinds)
     diagonals = [(kinds[row], kinds[(row + shift) % size]) for shift in range(size) for row in range(size)]
     cells = await asyncio.gather(*(one(*pair) for pair in diagonals))
-    order = {kind: place for place, kind in enumerate(kinds)}
+    order = {str(kind): place for place, kind in enumerate(kinds)}
     return sorted(cells, key=lambda cell: (order[cell.dialler], order[cell.answerer]))
 
 
 async def measure_pair(
-    dialler: NatKind, answerer: NatKind, expected: PathAtBest, here: Running, there: Running
+    dialler: str, answerer: str, expected: PathAtBest, here: Running, there: Running
 ) -> Cell:
     """Have one member dial the other once."""
     request = {

@@ -41,9 +41,6 @@ _BLOCK: Final = bytes(64 * 1024)
 class _Owner:
     """Decides nothing: a member of the matrix updates nothing."""
 
-    def __init__(self) -> None:
-        self.linked = asyncio.Event()
-
     async def on_fleet(self, fleet: VerifiedFleet) -> None:
         """Nothing to install."""
 
@@ -54,8 +51,7 @@ class _Owner:
         """Nobody reports here."""
 
     def on_peer(self, peer: OverlayPeer) -> None:
-        """Note that the hub is there."""
-        self.linked.set()
+        """Waited for where it is dialled."""
 
     def on_peer_gone(self, peer: OverlayPeer) -> None:
         """Noticed where it is used."""
@@ -99,7 +95,7 @@ async def fetch(connection: Connection, size: int) -> float:
     return first_s
 
 
-async def ready(node: Member, owner: _Owner, hub: NodeAddress) -> NodeAddress:
+async def ready(node: Member, hub: NodeAddress) -> NodeAddress:
     """Get to the hub, and learn our own address there.
 
     Raises:
@@ -183,7 +179,7 @@ async def dial(node: Member, address: NodeAddress, size: int, settle_s: float) -
     }
 
 
-async def _setup(given: dict[str, Any]) -> tuple[Member, _Owner, NodeAddress]:
+async def _setup(given: dict[str, Any]) -> tuple[Member, NodeAddress]:
     hub = msgspec.convert(given["hub"], NodeAddress)
     options = NodeOptions(
         data=Path(given["data"]),
@@ -196,17 +192,16 @@ async def _setup(given: dict[str, Any]) -> tuple[Member, _Owner, NodeAddress]:
         relays=[hub.relay] if hub.relay else [],
     )
     options.data.mkdir(parents=True, exist_ok=True)
-    owner = _Owner()
-    node = await Member.open(options, Identity(bytes.fromhex(given["secret"])), owner)
+    node = await Member.open(options, Identity(bytes.fromhex(given["secret"])), _Owner())
     if not isinstance(node, Member):
         raise TypeError("Node.open makes instances of its own class")
-    return node, owner, hub
+    return node, hub
 
 
-async def _answer(node: Member, owner: _Owner, hub: NodeAddress, request: dict[str, Any]) -> Any:
+async def _answer(node: Member, hub: NodeAddress, request: dict[str, Any]) -> Any:
     match request["do"]:
         case "ready":
-            return {"address": msgspec.to_builtins(await ready(node, owner, hub))}
+            return {"address": msgspec.to_builtins(await ready(node, hub))}
         case "dial":
             address = msgspec.convert(request["address"], NodeAddress)
             return await dial(node, address, request["bytes"], request["settle_s"])
@@ -219,14 +214,14 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     requests = asyncio.StreamReader(LINE_BYTES_MAX)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
-    node, owner, hub = await _setup(json.loads(await requests.readline()))
+    node, hub = await _setup(json.loads(await requests.readline()))
     node.start()
     try:
         sys.stdout.write("{}\n")
         sys.stdout.flush()
         while line := await requests.readline():
             try:
-                answer = await _answer(node, owner, hub, json.loads(line))
+                answer = await _answer(node, hub, json.loads(line))
             except DriftseedError as error:
                 answer = {"failed": error.message}
             sys.stdout.write(json.dumps(answer) + "\n")

@@ -6,7 +6,8 @@
     device ---+-- lan [router] wan ---- internet ---- wan [router] lan --+-- device
     device --'            (NAT)                              (NAT)        '- device
 
-Addresses exist inside the laboratory only: 198.18.0.0/15 (RFC 2544) is its internet, 192.168.0.0/16 its
+Addresses exist inside the laboratory only. Its internet is 11.18.0.0/15: routers and programs treat the ranges
+that are reserved for tests as private networks, and then do other things. 192.168.0.0/16 are its
 homes, 100.64.0.0/10 (RFC 6598) its carriers, 2001:db8::/32 (RFC 3849) its IPv6.
 """
 
@@ -21,6 +22,7 @@ from driftseed.core.errors import Misuse
 from driftseed.lab.lines import DelayLine, Shape, shape
 from driftseed.lab.nat import CARRIERS, FIREWALL_V6, NatKind, carrier_rules, rules, sysctls
 from driftseed.lab.netns import Namespace
+from driftseed.lab.portmap import PortMapper
 
 SITES_MAX = 200
 """Sites of one laboratory: each has a number in its addresses."""
@@ -39,6 +41,7 @@ class Site:
         devices: how many are on its LAN.
         line: its way to the internet.
         ipv6: it has IPv6 too, with a firewall that lets nothing in unasked.
+        port_mapping: its router opens ports when it is asked to by UPnP, NAT-PMP or PCP.
         carrier: which carrier's NAT it is behind; sites of a kind that has one share it when nothing is said.
         also: further addresses that the first device has, as the last byte of its LAN's.
     """
@@ -48,6 +51,7 @@ class Site:
     devices: int = 1
     line: Shape = field(default_factory=Shape)
     ipv6: bool = False
+    port_mapping: bool = False
     carrier: str | None = None
     also: Sequence[int] = ()
 
@@ -89,6 +93,7 @@ class World:
         self.routers: dict[str, Router] = {}
         self._carriers: dict[str, tuple[Namespace, int, int]] = {}
         self._lines: list[DelayLine] = []
+        self._daemons: list[PortMapper] = []
         self._numbers = 0
 
     @classmethod
@@ -119,7 +124,7 @@ class World:
         behind = None if carrier is None else self._carrier(carrier, hairpin=CARRIERS.get(site.nat, False))
         number = self._number()
         router = Namespace.create(site.name)
-        home = f"198.18.{number}.0/24" if site.nat is NatKind.PUBLIC else f"192.168.{number}.0/24"
+        home = f"11.18.{number}.0/24" if site.nat is NatKind.PUBLIC else f"192.168.{number}.0/24"
         lan = ipaddress.IPv4Network(home)
         lan6 = ipaddress.IPv6Network(f"2001:db8:1:{number:x}::/64") if site.ipv6 else None
         if behind is None:
@@ -140,6 +145,8 @@ class World:
         self.routers[site.name] = made
         for place in range(site.devices):
             self.plug_in(made, f"{site.name}-{place}", place)
+        if site.port_mapping:
+            self._daemons.append(PortMapper.start(router, lan))
         for last in site.also:
             made.devices[0].namespace.ip(f"addr add {lan.network_address + last}/24 dev eth0")
         return made
@@ -186,9 +193,11 @@ class World:
         return self.routers[site].namespace.bytes_of("wan")
 
     def close(self) -> None:
-        """End what is not the kernel's to end: the delay lines."""
+        """End what is not the kernel's to end: delay lines and port mappers."""
         for line in self._lines:
             line.close()
+        for daemon in self._daemons:
+            daemon.close()
 
     def _number(self) -> int:
         self._numbers += 1
@@ -197,7 +206,7 @@ class World:
         return self._numbers
 
     def _to_internet(self, router: Namespace, number: int, site: Site) -> tuple[str, Namespace, str]:
-        wan, gateway, port = f"198.19.{number}.2", f"198.19.{number}.1", f"s{number}"
+        wan, gateway, port = f"11.19.{number}.2", f"11.19.{number}.1", f"s{number}"
         if site.line.needs_line:
             self._lines.append(DelayLine.connect(router, "wan", self.internet, port, site.line))
         else:
