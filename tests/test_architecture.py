@@ -149,7 +149,7 @@ MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
     **{main: MIDDLE | {"core", "node"} for main in MAINS},
     "demo": MIDDLE | MAINS | {"core", "node"},
     "bench": MIDDLE | MAINS | {"core", "node"},
-    "lab": MIDDLE | MAINS | {"core", "node"},
+    "lab": MIDDLE | MAINS | {"core", "node", "bench"},
     "cli": MIDDLE | MAINS | {"core", "node", "demo", "bench", "lab"},
 }
 ACROSS: Final[Mapping[tuple[str, str], str]] = {
