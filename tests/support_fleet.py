@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -161,6 +162,12 @@ class Fleet:
             deployment_id=uuid.uuid4().hex, release=name, version=version, selector=selector
         )
         return deployment.id
+
+    def release_random(self, name: str, version: str, size: int) -> str:
+        """Sign a release of random bytes, kept as ``NAME-VERSION.bin``, and its deployment to all."""
+        path = self.directory / f"{name}-{version}.bin"
+        path.write_bytes(os.urandom(size))
+        return self.release(name, version, [str(path)], meta={"path": f"{name}.bin"})
 
     async def publish(self, *, timeout_s: float = 30.0) -> PublishResult:
         """Hand everything to the hub."""

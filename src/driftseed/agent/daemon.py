@@ -283,8 +283,11 @@ class Agent:
         for stored in self.journal.updates():
             row, transfer = self.updates.live(stored)
             held = self.updates.held_back.get(row.deployment_id)
+            stopped = self.updates.stopped.get(row.deployment_id)
             reason, detail = row.reason, row.detail
-            if transfer is not None and transfer.problem:
+            if stopped is not None:
+                reason, detail = stopped.reason, stopped.message
+            elif transfer is not None and transfer.problem:
                 reason, detail = transfer.problem, transfer.detail
             elif held is not None and not reason:
                 reason, detail = held.reason, held.detail

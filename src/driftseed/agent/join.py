@@ -10,7 +10,9 @@ from pathlib import Path
 
 from driftseed.core import limits, wire
 from driftseed.core.errors import (
+    ClockWrong,
     DriftseedError,
+    NotAMember,
     PeerUnreachable,
     TicketDamaged,
     TransportError,
@@ -49,6 +51,8 @@ async def join(text: str, directory: Path, *, clock: Callable[[], float] = time.
     Raises:
         TicketDamaged, TicketExpired, TicketRefused: the ticket is not, no longer, or not there good.
         WouldOverwrite: the device is a member already.
+        ClockWrong: by this clock, what the hub has just signed is not valid.
+        NotAMember: what the hub gave is no certificate of this fleet.
         WrongFleet: the directory is another fleet's.
         PeerUnreachable: no hub answers.
     """
@@ -71,8 +75,18 @@ async def join(text: str, directory: Path, *, clock: Callable[[], float] = time.
         await endpoint.close()
     signer = invitation_signer(ticket.invitation)
     checker = Membership(fleet, {signer}, clock)
-    member = checker.check(reply.certificate, identity.device)
-    checker.check(reply.hub_certificate, hub)
+    try:
+        member = checker.check(reply.certificate, identity.device)
+        checker.check(reply.hub_certificate, hub)
+    except NotAMember as error:
+        # Both are good while the ticket is: then nothing is wrong with them but the time by which they are judged.
+        later = Membership(fleet, {signer}, lambda: ticket.expires)
+        later.check(reply.certificate, identity.device)
+        later.check(reply.hub_certificate, hub)
+        raise ClockWrong(
+            f"this device's clock is wrong: {error.message}",
+            hint="set it, then join again with the same ticket",
+        ) from None
     home.keep(
         MembershipRecord(
             fleet=fleet,

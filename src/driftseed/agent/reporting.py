@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from driftseed.core import wire
-from driftseed.core.errors import NotAMember, ReportInvalid
+from driftseed.core.errors import DiskFull, NotAMember, ReportInvalid
 from driftseed.core.ids import DeviceId
 from driftseed.core.reports import Report, ReportBook, encode_report, fit
 from driftseed.net.identity import Identity
@@ -89,7 +89,11 @@ class Reporter:
                 # Changes come in bursts, and one report tells them all.
                 await asyncio.sleep(GATHER_S)
             self._changed.clear()
-            self._make()
+            try:
+                self._make()
+            except DiskFull as error:
+                # Without its number kept, the next report could be taken for an older one.
+                _log.warning("no report", extra={"fields": {"reason": error.reason, "why": error.message}})
 
     def _make(self) -> None:
         report = fit(self._describe(self._journal.next_sequence(_SEQUENCE)))

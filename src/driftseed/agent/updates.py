@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from driftseed.core.errors import ContentMismatch, DriftseedError
+from driftseed.core.errors import ContentMismatch, DiskFull, DriftseedError
 from driftseed.core.ids import Digest
 from driftseed.core.lifecycle import BY_STATE, TERMINAL, Event, Phase, State
 from driftseed.core.policy import (
@@ -29,8 +29,9 @@ from driftseed.core.policy import (
 from driftseed.core.updates import UpdateRow
 from driftseed.core.verified import VerifiedFleet
 from driftseed.install.installer import Installer
-from driftseed.node.content import Contents, Transfer
+from driftseed.node.content import Contents
 from driftseed.node.tasks import TaskOwner
+from driftseed.node.transfer import Transfer
 from driftseed.store.journal import Journal
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ AT_WORK: Final = frozenset({Phase.INSTALLING, Phase.UNDOING})
 """Phases in which an update is the installer's, and goes on whatever is deployed meanwhile."""
 RECONSIDER_S: Final = 60.0
 """Seconds after which a waiting decision is made again although no event called for it."""
+LOOK_AGAIN_S: Final = 5.0
+"""Likewise for what waits for space on the disk, or stopped for want of it: no event tells when there is some."""
 
 
 class Updates:
@@ -84,6 +87,8 @@ class Updates:
         self._noted: dict[str, float] = {}
         self.held_back: dict[str, Wait | Refuse] = {}
         """What is not being done, by deployment id, and why."""
+        self.stopped: dict[str, DriftseedError] = {}
+        """What cannot go on for the moment although it is being done, likewise."""
 
     def start(self) -> None:
         """Go on with what was under way, and decide whenever something changes."""
@@ -119,7 +124,11 @@ class Updates:
         while True:
             self._go_on()
             self._look.clear()
-            until = await self._consider()
+            try:
+                until = await self._consider()
+            except DiskFull as error:
+                _log.error("cannot decide", extra={"fields": {"why": error.message}})
+                until = self._clock() + LOOK_AGAIN_S
             wait_s = RECONSIDER_S if until is None else min(max(until - self._clock(), 0.05), RECONSIDER_S)
             try:
                 async with asyncio.timeout(wait_s):
@@ -151,8 +160,7 @@ class Updates:
                     self._begin(decision)
                 case Wait(until=until):
                     held_back[deployment_id] = decision
-                    if until is not None:
-                        due.append(until)
+                    due.append(self._clock() + LOOK_AGAIN_S if until is None else until)
                 case Refuse():
                     held_back[deployment_id] = decision
                 case Go() | Satisfied():
@@ -195,6 +203,7 @@ class Updates:
     def _ended(self, deployment_id: str, task: asyncio.Task[None]) -> None:
         if self._running.get(deployment_id) is task:
             del self._running[deployment_id]
+        self.stopped.pop(deployment_id, None)
         self._look.set()
 
     # --- one update -----------------------------------------------------------------------------
@@ -205,7 +214,7 @@ class Updates:
             row = self._row(go)
             await self._fetch(go, row.deployment_id)
         except DriftseedError as error:
-            self._stopped(deployment_id, error)
+            await self._stop(deployment_id, error)
         self._pin()
 
     def _row(self, go: Go) -> UpdateRow:
@@ -272,6 +281,7 @@ class Updates:
             return
         except DriftseedError as error:
             self._step(deployment_id, Event.POSTPONED, error.reason, error.message)
+            await asyncio.sleep(LOOK_AGAIN_S)
             return
         self._contents.store.pin(Digest(go.artifact.sha256))
         await self._installer.install(deployment_id, go.deployment.release, verified)
@@ -281,16 +291,19 @@ class Updates:
         try:
             await self._installer.resume(deployment_id)
         except DriftseedError as error:
-            self._stopped(deployment_id, error)
+            await self._stop(deployment_id, error)
         self._pin()
 
-    def _stopped(self, deployment_id: str, error: DriftseedError) -> None:
-        """What could not even be written down is tried again when things are looked at again."""
+    async def _stop(self, deployment_id: str, error: DriftseedError) -> None:
+        """What could not even be written down is tried again, after a while."""
         _log.error(
             "update stopped",
             extra={"fields": {"deployment": deployment_id, "reason": error.reason, "detail": error.message}},
         )
         self._to_resume.add(deployment_id)
+        self.stopped[deployment_id] = error
+        self._on_change()
+        await asyncio.sleep(LOOK_AGAIN_S)
 
     def _state(self, deployment_id: str) -> State:
         row = self._journal.update(deployment_id)
@@ -305,7 +318,11 @@ class Updates:
                 continue
             if now - self._noted.get(row.deployment_id, 0.0) >= PROGRESS_NOTED_S:
                 self._noted[row.deployment_id] = now
-                self._note(transfer, row.deployment_id)
+                try:
+                    self._note(transfer, row.deployment_id)
+                except DiskFull as error:
+                    # Only the figure is lost: the engine knows what it has when it starts again.
+                    _log.warning("progress is not kept", extra={"fields": {"why": error.message}})
         self._on_change()
 
     def _note(self, transfer: Transfer, deployment_id: str) -> None:

@@ -156,7 +156,9 @@ class Contents:
                 await self.obtain(release, artifact).arrived
                 await self.verify(artifact)
             except ContentMismatch as error:
+                # The torrent is of something else: to fetch that again at once would go on for ever.
                 self._ledger.refuse_error(error)
+                await asyncio.sleep(KEEP_RETRY_S)
             except (FileMissing, DiskFull) as error:
                 _log.warning("cannot keep", extra={"fields": {"reason": error.reason, "why": error.message}})
                 await asyncio.sleep(KEEP_RETRY_S)
@@ -244,6 +246,7 @@ class Contents:
             return verified
         partial = self.store.partial_path(sha256)
         if not partial.exists():
+            self._transfers.pop(sha256, None)
             raise FileMissing(f"{artifact.filename} ({sha256[:16]}) has not arrived")
         torrent = self._signed_torrent(sha256)
         if torrent is None:
