@@ -21,7 +21,7 @@ from driftseed.demo import payload
 from driftseed.demo.machines import Connect
 from driftseed.demo.processes import Processes, tail
 from driftseed.demo.result import Result, render
-from driftseed.demo.show import Show, choose_show
+from driftseed.demo.show import Show, choose_show, open_console
 from driftseed.demo.story import ATTACKS, Story, WentWrong
 from driftseed.demo.workspace import Workspace
 
@@ -53,13 +53,13 @@ def run(*, devices: int, keep: Path | None, json_output: bool, connect: Connect)
     stream = sys.stderr if json_output else sys.stdout
     try:
         code = asyncio.run(_run(workspace, result, devices, choose_show(stream), connect))
-        console = Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+        console = open_console(stream)
         if not json_output:
             render(result, console)
         if not result.ok:
-            _show_logs(workspace, result, Console(stderr=True, highlight=False, soft_wrap=True))
+            _show_logs(workspace, result, open_console(sys.stderr))
         if workspace.kept:
-            console.print(Text(_how_to_look(workspace.directory)))
+            console.print(Text(_how_to_look(workspace)), soft_wrap=True)
     finally:
         workspace.close()
     if json_output:
@@ -121,16 +121,20 @@ def _show_logs(workspace: Workspace, result: Result, console: Console) -> None:
     logs = sorted(workspace.logs.glob("*.log"))
     named = [log for log in logs if log.stem in problems] or [log for log in logs if log.stem == "hub"]
     for log in named[:_LOGS_SHOWN]:
-        console.print(Text(f"--- the end of {log.name}\n{tail(log)}"))
+        console.print(Text(f"--- the end of {log.name}\n{tail(log)}"), soft_wrap=True)
 
 
-def _how_to_look(directory: Path) -> str:
-    return (
-        f"everything is left in {directory}:\n"
-        f"  logs/                          what each process said\n"
-        f"  devices/NN/installed/{payload.RELEASE}/   current and previous version of a device\n"
-        f"  driftseed fleet show {directory}/fleet\n"
-        f"  driftseed agent run --data {directory}/devices/01 --listen 127.0.0.1:0 --inventory arch=arm64\n"
-        f"  driftseed agent updates --data {directory}/devices/01   (while it runs)\n"
-        f"  driftseed hub run --kit {directory}/hub.kit --data {directory}/hub --listen 127.0.0.1:0"
-    )
+def _how_to_look(workspace: Workspace) -> str:
+    where = workspace.directory
+    lines = [
+        f"everything is left in {where}:",
+        "  logs/                                   what each process said",
+        f"  devices/NN/installed/{payload.RELEASE}/   current and previous version of a device",
+        f"  driftseed fleet show {where}/fleet",
+        f"  driftseed agent run --data {where}/devices/01 --listen 127.0.0.1:0 --inventory arch=arm64",
+        f"  driftseed agent updates --data {where}/devices/01   (while that runs)",
+        f"  driftseed hub run --kit {where}/hub.kit --data {where}/hub --listen 127.0.0.1:0",
+    ]
+    if workspace.linked:
+        lines.append("  (this path is too long for a socket: make a link with a short name and use that)")
+    return "\n".join(lines)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct, field
-from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -150,10 +149,10 @@ def render(result: Result, console: Console) -> None:
     sources = [
         key for key in _SOURCES if key != "publisher" or any("publisher" in d.sources for d in result.devices)
     ]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("device", "board", "arch", "has"):
         table.add_column(column, no_wrap=True)
-    for column in (*sources, *_PATHS, "seconds"):
+    for column in (*sources, *_PATHS, "sec"):
         table.add_column(column, justify="right", no_wrap=True)
     for device in result.devices:
         table.add_row(
@@ -188,7 +187,7 @@ def render(result: Result, console: Console) -> None:
             "\n".join(["NOT as it must be:", *(f"- {each}" for each in result.problems)]), style="bold red"
         )
     )
-    console.print(Group(table, *map(Text, lines), verdict))
+    console.print(Group(Text(), table, *map(Text, lines), verdict))
 
 
 def _megabytes(sizes: Mapping[str, int], key: str) -> str:

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self, TextIO
 
-from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from driftseed.demo.machines import Device
+from driftseed.demo.machines import Device, Update
 
 _QUARTERS: Final = 4
+_PIPE_COLUMNS: Final = 200
+_BAR_COLUMNS: Final = 8
+_LINES_LEFT: Final = 6
+"""Of a terminal, for what is said above the table."""
+_SOURCES: Final = ("hub", "publisher", "peer")
+"""Where bytes come from: columns of megabytes."""
 _STYLES: Final = {"succeeded": "green", "rolled-back": "yellow", "off": "dim", "failed": "red"}
 
 
@@ -40,8 +45,13 @@ class Show(Protocol):
 
 def choose_show(stream: TextIO) -> Show:
     """The one that fits where it is written."""
-    console = Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+    console = open_console(stream)
     return _Screen(console) if console.is_terminal and not console.is_dumb_terminal else _Lines(console)
+
+
+def open_console(stream: TextIO) -> Console:
+    """As wide as the terminal; a pipe has no width, so it gets one into which every table fits."""
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else _PIPE_COLUMNS)
 
 
 def _doing(device: Device, deployment: str) -> str:
@@ -49,6 +59,11 @@ def _doing(device: Device, deployment: str) -> str:
         return "off"
     update = device.update(deployment)
     return "idle" if update.state == "unheard" else update.state
+
+
+def _megabytes(update: Update, source: str) -> str:
+    size = sum(size for key, size in update.bytes_from.items() if key.partition("/")[0] == source)
+    return f"{size / 1e6:.1f}" if size else "-"
 
 
 class _Clock:
@@ -110,21 +125,23 @@ class _Screen:
         self._console.print(Text(f"{self._clock}  {text}"))
 
     def look(self, devices: Sequence[Device], deployment: str) -> None:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("device", "board", "arch", "installed", "doing", "", "bytes from"):
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in ("device", "board", "arch", "has", "doing", ""):
             table.add_column(column, no_wrap=True)
-        room = max(1, self._console.height - 6)
+        for column in _SOURCES:
+            table.add_column(column, justify="right", no_wrap=True)
+        room = max(1, self._console.height - _LINES_LEFT)
         for device in devices[:room]:
             doing, update = _doing(device, deployment), device.update(deployment)
-            moving = device.on and doing not in {"idle", "off"}
+            moving = doing not in {"idle", "off"}
             table.add_row(
                 device.name,
                 device.board,
                 device.arch,
                 device.version or "-",
                 Text(doing, style=_STYLES.get(doing, "")),
-                ProgressBar(total=1.0, completed=update.progress, width=16) if moving else "",
-                Text(", ".join(f"{where} {size / 1e6:.1f} MB" for where, size in update.bytes_from.items())),
+                ProgressBar(total=1.0, completed=update.progress, width=_BAR_COLUMNS) if moving else "",
+                *(_megabytes(update, source) for source in _SOURCES),
             )
         if len(devices) > room:
             table.add_row(Text(f"and {len(devices) - room} more", style="dim"))

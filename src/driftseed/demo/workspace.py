@@ -48,6 +48,11 @@ class Workspace:
             raise DeviceError(f"cannot use {keep or tempfile.gettempdir()}: {error.strerror}") from error
 
     @property
+    def linked(self) -> bool:
+        """It is reached through a link while the demo runs."""
+        return self._link is not None
+
+    @property
     def fleet(self) -> Path:
         """The fleet directory."""
         return self.path / "fleet"
