@@ -76,12 +76,24 @@ GOLDEN: tuple[tuple[wire.Message, str], ...] = (
         wire.ReportStored(device=DEVICE, sequence=300),
         f"00000057 15 82 a6646576696365 d940{DEVICE_HEX} a873657175656e6365 cd012c",
     ),
+    (
+        wire.ReportsLogged(epoch="e1", last=7),
+        "00000011 16 82 a565706f6368 a26531 a46c617374 07",
+    ),
+    (
+        wire.Fetching(sha256=SHA, done=5),
+        f"00000051 17 82 a6736861323536 d940{SHA_HEX} a4646f6e65 05",
+    ),
     (wire.FindContent(sha256=SHA), f"0000004b 20 81 a6736861323536 d940{SHA_HEX}"),
     (
         wire.GetFile(name="metadata/4.snapshot.json", at_least=7),
         "0000002a 21 82 a46e616d65 b86d657461646174612f342e736e617073686f742e6a736f6e a861745f6c65617374 07",
     ),
     (wire.FileHead(length=-1), "0000000a 22 81 a66c656e677468 ff"),
+    (
+        wire.GetReports(epoch="e1", since=7),
+        "00000012 23 82 a565706f6368 a26531 a573696e6365 07",
+    ),
     (wire.TunnelOpen(sha256=SHA), f"0000004b 30 81 a6736861323536 d940{SHA_HEX}"),
     (wire.TunnelAccept(accepted=True), "0000000c 31 81 a86163636570746564 c3"),
 )

@@ -348,8 +348,8 @@ async def test_ten_thousand_devices_are_answered_for_quickly(tmp_path: Path, clo
                 updates=read.report.updates,
             )
             database.execute(
-                "INSERT INTO reports VALUES (?, 5, ?, ?, '', ?)",
-                (identity, signed.data, encode_report(report), NOW),
+                "INSERT INTO reports VALUES (?, 5, ?, ?, '', ?, ?)",
+                (identity, signed.data, encode_report(report), NOW, number + 1),
             )
     store.close()
     observer = await FleetObserver.open(tmp_path / "a", clock)

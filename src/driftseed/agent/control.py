@@ -116,7 +116,7 @@ class Control:
         return OverlayView(
             device=node.device,
             addresses=node.endpoint.bound,
-            observed=sorted(set(node.observed.values())),
+            observed=sorted(set(node.whereabouts.observed.values())),
             relay=node.endpoint.relay,
             address=node.own_address(),
             hubs=list(hubs.values()),

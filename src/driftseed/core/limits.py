@@ -226,3 +226,5 @@ HANDSHAKE_CHECK_S: Final = 0.1
 """Seconds between looks at how much a peer without proof of membership has sent."""
 ENDPOINT_CLOSE_S: Final = 1.0
 """Seconds that an endpoint waits for its peers to confirm that it closes."""
+HTTP_RATE_MIN: Final = 1024.0
+"""Bytes per second, on average, below which an HTTP server is taken to hold its client up."""

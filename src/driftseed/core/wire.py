@@ -126,6 +126,29 @@ class ReportStored(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sequence: Annotated[int, Meta(ge=0)]
 
 
+class ReportsLogged(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """From a hub to a hub: how many reports I have logged; ask for those that you have not seen."""
+
+    epoch: Annotated[str, Meta(max_length=64)]
+    """Names the log; another one begins anew."""
+    last: Annotated[int, Meta(ge=0)]
+
+
+class Fetching(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """To neighbours on the own network: I fetch this from outside for all of us; sent every 2 s while I do."""
+
+    sha256: Hex64
+    done: Annotated[int, Meta(ge=0)] = 0
+    """Bytes that I have of it."""
+
+
+class GetReports(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Request stream between hubs: reports logged after ``since``. Answered by ReportCarried frames and a ReportsLogged."""
+
+    epoch: Annotated[str, Meta(max_length=64)] = ""
+    since: Annotated[int, Meta(ge=0)] = 0
+
+
 class FindContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Request stream: who has or wants this artifact? Answered by a Directory."""
 
@@ -170,9 +193,12 @@ Message: TypeAlias = (
     | Directory
     | ReportCarried
     | ReportStored
+    | ReportsLogged
+    | Fetching
     | FindContent
     | GetFile
     | FileHead
+    | GetReports
     | TunnelOpen
     | TunnelAccept
 )
@@ -188,9 +214,12 @@ TYPES: Final[dict[int, type[Message]]] = {
     0x13: Directory,
     0x14: ReportCarried,
     0x15: ReportStored,
+    0x16: ReportsLogged,
+    0x17: Fetching,
     0x20: FindContent,
     0x21: GetFile,
     0x22: FileHead,
+    0x23: GetReports,
     0x30: TunnelOpen,
     0x31: TunnelAccept,
 }

@@ -23,6 +23,7 @@ from driftseed.core.ids import DeviceId, Digest
 from driftseed.core.model import NodeAddress
 from driftseed.core.verified import VerifiedFleet
 from driftseed.hub.admission import Admissions
+from driftseed.hub.exchange import ReportExchange
 from driftseed.hub.observer import FleetObserver
 from driftseed.net.connection import Connection
 from driftseed.net.identity import Identity
@@ -105,6 +106,7 @@ class Hub:
         self._keeping: dict[Digest, asyncio.Task[None]] = {}
         self.certificate = self._issue(identity.device, "hub", {})
         self.node: Node
+        self._exchange: ReportExchange
         self._renewer: TimestampRenewer
 
     @classmethod
@@ -154,6 +156,7 @@ class Hub:
             content=settings.content,
         )
         hub.node = await Node.open(options, identity, hub, clock)
+        hub._exchange = ReportExchange(hub.node, observer, hub.membership, hub._tasks)
         for address in settings.public:
             await hub.node.endpoint.add_external(address)
         hub._renewer = TimestampRenewer(hub.node.keeper.trust, kit.timestamp_key(), clock)
@@ -171,6 +174,7 @@ class Hub:
     def start(self) -> None:
         """Begin to serve."""
         self.node.start()
+        self._exchange.start()
         self._tasks.spawn(self._renew_forever(), "renew")
 
     async def close(self) -> None:
@@ -234,6 +238,7 @@ class Hub:
         """Note who it is."""
         self._known.add(peer.device)
         self.on_member(peer.device)
+        self._exchange.peer_came(peer)
         if peer.role == "agent":
             self._tasks.spawn(self.observer.member(peer.link.member), "member")
 

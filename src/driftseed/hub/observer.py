@@ -53,6 +53,8 @@ class FleetObserver:
         self._written: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._kept: _Kept | None = None
+        self.on_written: Callable[[], None] = lambda: None
+        """Called after reports were written."""
 
     @classmethod
     async def open(cls, path: Path, clock: Callable[[], float]) -> FleetObserver:
@@ -84,6 +86,29 @@ class FleetObserver:
         self._heard[report.device] = self._clock()
         self._reports.append(read)
         await self._commit()
+
+    async def add_from_hub(self, reports: Sequence[VerifiedReport]) -> None:
+        """Take in what another hub has: like ``add``, but the devices were heard of when they say so, not now.
+
+        Raises:
+            ReportInvalid: one has a malformed body or is about another device; nothing was kept.
+            DiskFull: nothing was kept.
+        """
+        read = [read_report(report) for report in reports]
+        now = self._clock()
+        for each in read:
+            before = self._heard.get(each.signed.device, 0.0)
+            self._heard[each.signed.device] = max(before, min(each.report.time, now))
+        self._reports.extend(read)
+        await self._commit()
+
+    async def log_end(self) -> tuple[str, int]:
+        """Name of the log of reports, and the number of its newest entry."""
+        return await self._in_thread(self._store.log_end)
+
+    async def logged(self, since: int, limit: int) -> list[tuple[int, bytes]]:
+        """Reports logged after ``since``, the oldest first: number and envelope."""
+        return await self._in_thread(lambda: self._store.logged(since, limit))
 
     async def member(self, member: VerifiedMember) -> None:
         """Note who a device is: call it whenever one has joined or proved its membership. Raises DiskFull."""
@@ -170,6 +195,8 @@ class FleetObserver:
                 else:
                     self._kept = None
                     written.set_result(None)
+                    if reports:
+                        self.on_written()
         finally:
             self._writer = None
 

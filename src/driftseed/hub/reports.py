@@ -37,15 +37,26 @@ _MIGRATIONS: Final = (
         heard_at REAL
     ) STRICT;
     """,
+    # The log that hubs read of each other: the order in which the newest reports arrived here.
+    """
+    ALTER TABLE reports ADD COLUMN arrival INTEGER NOT NULL DEFAULT 0;
+    UPDATE reports SET arrival = rowid;
+    CREATE UNIQUE INDEX reports_by_arrival ON reports (arrival);
+    CREATE TABLE log (epoch TEXT NOT NULL) STRICT;
+    INSERT INTO log VALUES (lower(hex(randomblob(16))));
+    """,
 )
 
 _KEEP_NEWEST: Final = """
-    INSERT INTO reports VALUES (:device, :sequence, :envelope, :body, :doing, :now)
+    INSERT INTO reports VALUES (
+        :device, :sequence, :envelope, :body, :doing, :now, (SELECT coalesce(max(arrival), 0) + 1 FROM reports)
+    )
     ON CONFLICT (device) DO UPDATE SET
         sequence = excluded.sequence,
         envelope = excluded.envelope,
         body = excluded.body,
         doing = excluded.doing,
+        arrival = excluded.arrival,
         moved_at = CASE WHEN doing = excluded.doing THEN moved_at ELSE excluded.moved_at END
     WHERE (excluded.sequence, excluded.envelope) > (sequence, envelope)
 """
@@ -164,6 +175,23 @@ class ReportStore:
         with database_errors(self._path):
             rows = self._database.execute("SELECT device, sequence FROM reports").fetchall()
         return {DeviceId(row["device"]): row["sequence"] for row in rows}
+
+    def log_end(self) -> tuple[str, int]:
+        """Name of this log of reports, and the number of its newest entry."""
+        with database_errors(self._path):
+            row = self._database.execute(
+                "SELECT epoch, (SELECT coalesce(max(arrival), 0) FROM reports) AS last FROM log"
+            ).fetchone()
+        return row["epoch"], row["last"]
+
+    def logged(self, since: int, limit: int) -> list[tuple[int, bytes]]:
+        """Number and envelope of the reports logged after ``since``, the oldest first, at most ``limit``."""
+        with database_errors(self._path):
+            rows = self._database.execute(
+                "SELECT arrival, envelope FROM reports WHERE arrival > ? ORDER BY arrival LIMIT ?",
+                (since, limit),
+            ).fetchall()
+        return [(row["arrival"], row["envelope"]) for row in rows]
 
     def load(self) -> KnownFleet:
         """Everything, decoded. What is on the disk was checked before it was written."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from driftseed.core import limits, wire
 from driftseed.core.errors import TransportError
@@ -23,9 +23,9 @@ from driftseed.core.neighbours import DirectoryBook
 from driftseed.core.verified import VerifiedFleet
 from driftseed.net.endpoint import Endpoint
 from driftseed.net.identity import Identity
-from driftseed.net.lan import LanDiscovery
 from driftseed.net.link import MemberChecker
 from driftseed.net.stream import Stream
+from driftseed.node import requests
 from driftseed.node.contacts import CONTACTS_FILE, keep_contacts, load_contacts, save_contacts
 from driftseed.node.content import Contents
 from driftseed.node.files import serve_file
@@ -36,6 +36,7 @@ from driftseed.node.overlay import Overlay
 from driftseed.node.peer import OverlayPeer
 from driftseed.node.tasks import TaskOwner
 from driftseed.node.transfer import ContentSettings
+from driftseed.node.whereabouts import Whereabouts
 from driftseed.swarm.content import ContentStore
 from driftseed.trust.device import FleetTrust
 from driftseed.trust.membership import Membership
@@ -44,6 +45,12 @@ _log = logging.getLogger(__name__)
 
 INTRODUCED_FOR_CONTENT_MAX = 32
 """Devices named in one answer to FindContent."""
+
+
+ASK_HUBS_BELOW: Final = 8
+"""Devices that a hub knows to have or want a content, below which it asks the other hubs."""
+ASK_HUBS_S: Final = 2.0
+"""Seconds for that: the asker is waiting."""
 
 
 class Owner(Protocol):
@@ -125,10 +132,12 @@ class Node:
         self.clock = clock
         self.ledger = Ledger(clock)
         self.certificate = options.certificate
-        self.observed: dict[DeviceId, str] = {}
-        """Our address as others see it, by who says so."""
         self.clock_skew_s: float | None = None
         """This clock minus a hub's; None before a hub was met."""
+        self.requests: dict[
+            type[wire.Message], Callable[[wire.Message, Stream, DeviceId], Awaitable[None]]
+        ] = {}
+        """Answers to requests that are the owner's business, by the frame that makes them."""
         self._owner = owner
         self._checker = Membership(options.fleet, options.enrolment_keys, clock)
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -149,8 +158,9 @@ class Node:
             on_failure=self.fail,
             neighbours_max=options.neighbours_max,
         )
-        self._optional_tasks = TaskOwner("node")
-        self.lan = self._lan_discovery() if options.lan else None
+        self.whereabouts = Whereabouts(endpoint, self.overlay, self.book, self.ledger, self.fail)
+        if options.lan:
+            self.whereabouts.discover(options.fleet, options.lan_interfaces)
         self.keeper = MetadataKeeper(trust, self.overlay, self.ledger, self._fleet_changed, time.monotonic)
         self.contents = Contents(
             self.links,
@@ -202,12 +212,10 @@ class Node:
         self.contents.start()
         self.overlay.start()
         self._tasks.spawn(self.keeper.run(), "metadata")
-        self._tasks.spawn(self._watch_network(), "network")
-        self._optional_tasks.spawn(
+        self.whereabouts.start()
+        self._tasks.spawn(
             keep_contacts(self.options.data / CONTACTS_FILE, self.book, time.monotonic), "contacts"
         )
-        if self.lan is not None:
-            self._optional_tasks.spawn(self.lan.run(), "lan")
 
     def fail(self, error: BaseException) -> None:
         """Have the daemon end: a part of it that must not fail did."""
@@ -219,7 +227,7 @@ class Node:
     async def close(self) -> None:
         """End every link and task; what is on disk is whole at any time."""
         await self._tasks.close()
-        await self._optional_tasks.close()
+        await self.whereabouts.close()
         await self.overlay.close()
         await self.contents.close()
         await self.links.close()
@@ -250,6 +258,9 @@ class Node:
         # Hubs of the ticket stay known: metadata that was signed before a hub was added must not cut us off.
         hubs = {hub.device: hub for hub in (*self.options.hubs, *fleet.hubs)}
         self.book.set_hubs(hubs.values(), time.monotonic())
+        if self.options.role != "hub":
+            relays = {hub.relay for hub in hubs.values() if hub.relay} | set(self.options.relays)
+            self.whereabouts.use_relays(sorted(relays))
         self.overlay.look_around()
 
     # --- what the overlay brings (node.overlay.Business) ------------------------------------------
@@ -281,11 +292,7 @@ class Node:
         """A neighbour's state, or what it sees of us, changed."""
         self.keeper.peer_state(peer)
         self.contents.peer_changed(peer)
-        seen, before = peer.observed_us, self.observed.get(peer.device)
-        if seen is not None and seen != before:
-            self.observed[peer.device] = seen
-            self._not_observed(before)
-            self._offer_observed(peer, seen)
+        self.whereabouts.peer_said(peer)
 
     def on_report(self, envelope: bytes, peer: OverlayPeer) -> None:
         """A member hands on a report."""
@@ -305,7 +312,7 @@ class Node:
         """An overlay link ended."""
         self.keeper.peer_gone(peer)
         self._owner.on_peer_gone(peer)
-        self._not_observed(self.observed.pop(peer.device, None))
+        self.whereabouts.peer_gone(peer)
 
     def behind(self, linked: Collection[DeviceId]) -> tuple[DeviceId, ...]:
         """Neighbours that are to be given the newest notice."""
@@ -325,68 +332,39 @@ class Node:
             case wire.GetFile():
                 await serve_file(message, stream, self.keeper.trust.serve, self.keeper.when_ready)
             case wire.FindContent(sha256=sha256):
-                entries = [
-                    wire.DirectoryEntry(address=other.address, role=other.role)
-                    for other in self.overlay.peers()
-                    # A publisher hands its content to whom it dialled, over an uplink that is its own.
-                    if other.device != device
-                    and other.role != "publisher"
-                    and sha256 in (*other.state.has, *other.state.wants)
-                ]
-                reply = wire.Directory(entries=entries[:INTRODUCED_FOR_CONTENT_MAX])
+                reply = wire.Directory(entries=await self._holders(sha256, device))
                 await stream.write_frame(reply, limits.WRITE_TIMEOUT_S)
                 await stream.finish()
             case _:
-                self.ledger.drop("frame-out-of-place", device, type(message).__name__)
-                await stream.reset(1)
+                handler = self.requests.get(type(message))
+                if handler is None:
+                    self.ledger.drop("frame-out-of-place", device, type(message).__name__)
+                    await stream.reset(1)
+                else:
+                    await handler(message, stream, device)
 
-    # --- network --------------------------------------------------------------------------------
+    async def _holders(self, sha256: str, asker: DeviceId) -> list[wire.DirectoryEntry]:
+        """Who has or wants a content; a hub that knows few asks the other hubs, whose devices it does not see."""
+        found = {
+            other.device: wire.DirectoryEntry(address=other.address, role=other.role)
+            for other in self.overlay.peers()
+            # A publisher hands its content to whom it dialled, over an uplink that is its own.
+            if other.role != "publisher" and sha256 in (*other.state.has, *other.state.wants)
+        }
+        asking = self.overlay.peer(asker)
+        if self.options.role == "hub" and len(found) < ASK_HUBS_BELOW and asking and asking.role != "hub":
+            for directory in await asyncio.gather(*(_ask_hub(hub, sha256) for hub in self.overlay.hubs())):
+                for entry in directory.entries:
+                    found.setdefault(DeviceId(entry.address.device), entry)
+        for device in (asker, self.device):
+            found.pop(device, None)
+        return list(found.values())[:INTRODUCED_FOR_CONTENT_MAX]
 
-    def _lan_discovery(self) -> LanDiscovery:
-        def found(address: NodeAddress) -> None:
-            self.book.announced(address, time.monotonic())
-            self.overlay.look_around()
 
-        return LanDiscovery(
-            self.device,
-            self.options.fleet,
-            bound=lambda: self.endpoint.bound,
-            found=found,
-            moved=self.book.left_network,
-            dropped=self.ledger.drop,
-            interfaces=self.options.lan_interfaces,
-        )
-
-    def _not_observed(self, addr: str | None) -> None:
-        """Take an address back that nobody sees us at any more."""
-        if addr is not None and addr not in self.observed.values():
-            self._tasks.spawn(self._externals(self.endpoint.remove_external, addr), "observed")
-
-    def _offer_observed(self, peer: OverlayPeer, seen: str) -> None:
-        """Believe a hub; believe others when two of them say the same."""
-        agree = sum(1 for addr in self.observed.values() if addr == seen)
-        if peer.role == "hub" or agree > 1:
-            self._tasks.spawn(self._externals(self.endpoint.add_external, seen), "observed")
-
-    async def _externals(self, change: Callable[[str], Awaitable[None]], addr: str) -> None:
-        try:
-            await change(addr)
-        except TransportError as error:
-            # What others say of us must not be able to end us.
-            self.ledger.drop(error.reason, "", error.message)
-        self.overlay.state_changed()
-
-    async def _watch_network(self) -> None:
-        changed = asyncio.Event()
-        watch = self.endpoint.on_address_change(changed.set)
-        try:
-            while True:
-                await changed.wait()
-                changed.clear()
-                self.book.forgive()
-                if self.lan is not None:
-                    self.lan.network_changed()
-                self.overlay.look_around()
-                self.overlay.state_changed()
-        finally:
-            await watch.stop()
+async def _ask_hub(hub: OverlayPeer, sha256: str) -> wire.Directory:
+    try:
+        async with asyncio.timeout(ASK_HUBS_S):
+            return await requests.find_content(hub.link.connection, sha256)
+    except (TransportError, TimeoutError) as error:
+        _log.debug("cannot ask hub", extra={"fields": {"peer": hub.device[:16], "why": str(error)}})
+        return wire.Directory()

@@ -109,6 +109,8 @@ class Overlay:
         self._vital = TaskOwner("overlay", on_failure)
         self._state_dirty = asyncio.Event()
         self._upkeep = asyncio.Event()
+        self.frames: dict[type[wire.Message], Callable[[wire.Message, OverlayPeer], None]] = {}
+        """What to do with control frames that are not everybody's business, by kind."""
         links.handle(wire.ALPN_OVERLAY, self._run_link)
 
     # --- for others -----------------------------------------------------------------------------
@@ -223,7 +225,11 @@ class Overlay:
             case wire.ReportStored():
                 self._business.on_report_stored(message, peer)
             case _:
-                self._ledger.drop("frame-out-of-place", peer.device, type(message).__name__)
+                handler = self.frames.get(type(message))
+                if handler is None:
+                    self._ledger.drop("frame-out-of-place", peer.device, type(message).__name__)
+                else:
+                    handler(message, peer)
 
     def _on_state(self, peer: OverlayPeer, state: wire.State) -> None:
         first = not peer.state.addrs and bool(state.addrs)
@@ -296,6 +302,8 @@ class Overlay:
             self._monotonic(),
             self._rng.random,
             own_role=self._role,
+            # Hubs know each other all: whatever one learns reaches every other one in one step.
+            hubs_max=limits.HUBS_ACTIVE_MAX if self._role == "agent" else limits.TICKET_HUBS_MAX,
             neighbours_max=self.neighbours_max,
         )
         for address in chosen:

@@ -30,7 +30,7 @@ async def get_file(connection: Connection, name: str, max_length: int, *, at_lea
         PeerMisbehaved: it sends more than ``max_length``, or not what was asked for.
         TransportError: the link or the peer failed.
     """
-    async with _request(connection, wire.GetFile(name=name, at_least=at_least)) as stream:
+    async with request(connection, wire.GetFile(name=name, at_least=at_least)) as stream:
         wait_s = limits.READ_TIMEOUT_S + (limits.FILE_REQUEST_WAIT_S if at_least else 0.0)
         head = await _answer(stream, wire.FileHead, wait_s)
         if head.length < 0:
@@ -44,12 +44,13 @@ async def get_file(connection: Connection, name: str, max_length: int, *, at_lea
 
 async def find_content(connection: Connection, sha256: str) -> wire.Directory:
     """Ask who has or wants an artifact. Raises PeerMisbehaved or TransportError."""
-    async with _request(connection, wire.FindContent(sha256=sha256)) as stream:
+    async with request(connection, wire.FindContent(sha256=sha256)) as stream:
         return await _answer(stream, wire.Directory, limits.READ_TIMEOUT_S)
 
 
 @contextlib.asynccontextmanager
-async def _request(connection: Connection, message: wire.Message) -> AsyncIterator[Stream]:
+async def request(connection: Connection, message: wire.Message) -> AsyncIterator[Stream]:
+    """A stream with one frame written on it, from which the answer is to be read. Raises TransportError."""
     stream = await connection.open_stream()
     try:
         await stream.write_frame(message, limits.WRITE_TIMEOUT_S)
