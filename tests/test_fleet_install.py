@@ -14,6 +14,7 @@ from driftseed.core.model import HealthCheck
 from driftseed.hub.daemon import Hub
 from driftseed.hub.views import DeviceView
 from support_fleet import Fleet, fleet_in, settled, state_of, until
+from support_fleet_process import alive
 
 PAYLOADS = {version: f"good {version}\n".encode() * 5000 for version in ("1.0", "3.0")} | {
     "2.0": b"bad\n" * 5000
@@ -98,14 +99,6 @@ SupportsRollback) echo Yes ;;
 ArtifactRollback) echo rolled >> {pids}.rollback ;;
 esac
 """
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that was killed and not yet waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize(
