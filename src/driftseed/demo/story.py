@@ -27,6 +27,7 @@ from driftseed.demo.show import Show
 from driftseed.demo.workspace import Workspace
 from driftseed.node.home import Home
 from driftseed.publish.resolve import resolve_address
+from driftseed.publish.send import PublishResult
 from driftseed.store.files import free_bytes
 from driftseed.swarm.torrent import default_piece_length
 
@@ -184,7 +185,7 @@ class Story:
         self._deployment = first.deployment
         published = asyncio.create_task(self._publisher.publish(), name="publish")
         try:
-            await self._until("version 1 on all", lambda: self._all_are(first, State.SUCCEEDED))
+            await self._until("version 1 on all", lambda: self._all_are(first, State.SUCCEEDED), published)
             await published
         finally:
             await _end(published)
@@ -388,13 +389,27 @@ class Story:
                 )
         return all(update.state == wanted for update in states.values())
 
-    async def _until(self, what: str, condition: Callable[[], bool], *, fail: bool = True) -> None:
-        """Look at all devices until something is so; without ``fail``, give up in silence."""
+    async def _until(
+        self,
+        what: str,
+        condition: Callable[[], bool],
+        publishing: asyncio.Task[PublishResult] | None = None,
+        *,
+        fail: bool = True,
+    ) -> None:
+        """Look at all devices until something is so; without ``fail``, give up in silence.
+
+        Raises:
+            WentWrong: it did not come, or a process ended by itself.
+            DriftseedError: publishing failed.
+        """
         end = time.monotonic() + self._patience_s
         while True:
             await self._look()
             if condition():
                 return
+            if publishing is not None and publishing.done():
+                publishing.result()
             if died := self._processes.died():
                 raise WentWrong(f"{died[0].name} ended by itself, status {died[0].process.returncode}")
             if time.monotonic() > end:
@@ -442,11 +457,10 @@ class Story:
         return wrong
 
 
-async def _end(task: asyncio.Task[object]) -> None:
+async def _end(task: asyncio.Task[PublishResult]) -> None:
     """Have a task end, whether or not it was waited for."""
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task})
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _names(devices: list[Device]) -> str:
