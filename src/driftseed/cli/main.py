@@ -14,7 +14,21 @@ from typing import Annotated, Any
 import typer
 
 from driftseed import __version__
-from driftseed.cli import agent, bench, demo, deploy, fleet, hub, key, lab, publish, release, root, status
+from driftseed.cli import (
+    agent,
+    bench,
+    demo,
+    deploy,
+    fleet,
+    hub,
+    key,
+    lab,
+    publish,
+    release,
+    root,
+    status,
+    tuf,
+)
 from driftseed.cli.output import print_error
 from driftseed.core.errors import DeviceError, DriftseedError, Misuse
 
@@ -60,6 +74,7 @@ def _options(
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(key.app, name="key")
 app.add_typer(root.app, name="root")
+app.add_typer(tuf.app, name="tuf")
 app.add_typer(release.app, name="release")
 app.command("deploy")(deploy.deploy)
 app.command("publish")(publish.publish)

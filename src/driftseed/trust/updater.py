@@ -7,10 +7,12 @@ version outlives the cache; and errors say which file, which versions, which tim
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from tuf.ngclient import (  # type: ignore[attr-defined]  # public, but re-exported implicitly
     FetcherInterface,
@@ -20,10 +22,12 @@ from tuf.ngclient import (  # type: ignore[attr-defined]  # public, but re-expor
 
 from driftseed.core import limits
 from driftseed.core.errors import (
+    ContentMismatch,
     FileMissing,
     MetadataExpired,
     MetadataInvalid,
     MetadataReplayed,
+    NotFound,
     StoreDamaged,
     TrustError,
 )
@@ -36,25 +40,28 @@ from driftseed.trust.tufapi import (
     BadVersionNumberError,
     DownloadHTTPError,
     ExpiredMetadataError,
+    LengthOrHashMismatchError,
     Root,
     Signed,
     Snapshot,
+    TargetFile,
     Targets,
     Timestamp,
 )
 
-_BASE: Final = "metadata"
+BASE: Final = "metadata"
 """python-tuf appends ``/N.role.json`` to its base URL: what comes out is the file's repository name."""
 _CONFIG: Final = UpdaterConfig(
     root_max_length=limits.METADATA_BYTES_MAX,
     timestamp_max_length=limits.TIMESTAMP_BYTES_MAX,
     snapshot_max_length=limits.METADATA_BYTES_MAX,
     targets_max_length=limits.METADATA_BYTES_MAX,
+    max_delegations=limits.DELEGATIONS_MAX,
 )
 
 
 class _Fetcher(FetcherInterface):
-    """Bounded fetching; remembers the last file, so that an error can say what was wrong with it."""
+    """Bounded fetching; remembers the last metadata file, so that an error can say what was wrong with it."""
 
     def __init__(self, source: MetadataSource) -> None:
         self._source = source
@@ -62,23 +69,32 @@ class _Fetcher(FetcherInterface):
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """As python-tuf's own, but without a temporary file, and with the bound told to the source."""
-        try:
-            data = fetch_bounded(self._source, url, min(max_length, limits.METADATA_BYTES_MAX))
-        except FileMissing as error:
-            # What ends the walk up the chain of roots (TUF 5.3.3).
-            raise DownloadHTTPError(error.message, 404) from error
+        data = self._bounded(url, min(max_length, limits.METADATA_BYTES_MAX))
         self.last = (url, data)
         return data
 
+    def target(self, url: str, max_length: int) -> bytes:
+        """A target file."""
+        return self._bounded(url, max_length)
+
+    def _bounded(self, url: str, max_length: int) -> bytes:
+        try:
+            return fetch_bounded(self._source, url, max_length)
+        except FileMissing as error:
+            # What ends the walk up the chain of roots (TUF 5.3.3).
+            raise DownloadHTTPError(error.message, 404) from error
+
     def _fetch(self, url: str) -> Iterator[bytes]:
-        yield self.download_bytes(url, limits.METADATA_BYTES_MAX)
+        # Asked for by python-tuf's download_target alone, which is not used here.
+        yield self._bounded(url, limits.METADATA_BYTES_MAX)
 
 
-class FleetUpdater(Updater):
-    """One refresh.
+class TufClient(Updater):
+    """The specification's client workflow over any source: a fleet's devices and ``driftseed tuf`` run this.
 
     Args:
-        kept: where the cache and the floor are.
+        cache: python-tuf's own directory, whose names it chooses.
+        base: before the name of a metadata file, when it is asked for.
         first_root: the trust anchor.
         source: where files come from.
         now: this device's time.
@@ -89,13 +105,16 @@ class FleetUpdater(Updater):
         DiskFull: likewise.
     """
 
-    def __init__(self, kept: KeptFiles, first_root: bytes, source: MetadataSource, now: datetime) -> None:
-        self._kept = kept
+    def __init__(
+        self, cache: Path, base: str, first_root: bytes, source: MetadataSource, now: datetime
+    ) -> None:
+        self.cache = cache
+        self._base = base
         self._now = now
-        self._fleet_fetcher = _Fetcher(source)
-        with disk_full_as_error(kept.cache):
+        self._source_fetcher = _Fetcher(source)
+        with self._errors_as_ours():
             super().__init__(
-                str(kept.cache), _BASE, fetcher=self._fleet_fetcher, config=_CONFIG, bootstrap=first_root
+                str(cache), base, fetcher=self._source_fetcher, config=_CONFIG, bootstrap=first_root
             )
         self._trusted_set.reference_time = now
 
@@ -115,11 +134,50 @@ class FleetUpdater(Updater):
             StoreDamaged: the cache cannot be written.
             DiskFull: likewise; what was trusted before still is.
         """
+        with self._errors_as_ours():
+            self.refresh()
+
+    def download(self, path: str, base: str, directory: Path) -> Path:
+        """Download a target of up to TORRENT_BYTES_MAX bytes, unless it is there with the signed hashes.
+
+        Args:
+            path: the TUF target path.
+            base: before the name of a target file, when it is asked for.
+            directory: of the files, each under its target path, URL-encoded.
+
+        Raises:
+            NotFound: no role that may has signed such a target.
+            ContentMismatch: the source gave another file; none was written.
+            TrustError, TransportError, DeviceError: as ``run``.
+        """
+        with self._errors_as_ours():
+            info = self.get_targetinfo(path)
+            if info is None:
+                raise NotFound(f"no role has signed {path}", hint="check its spelling")
+            file = directory / quote(path, "")
+            if self.find_cached_target(info, str(file)) is None:
+                self._download(info, file, base)
+            return file
+
+    def _download(self, info: TargetFile, file: Path, base: str) -> None:
+        # Not download_target: it writes in place, so that a power cut could leave half of a file.
+        parent, separator, name = info.path.rpartition("/")
+        if self.root.consistent_snapshot:
+            name = f"{next(iter(info.hashes.values()))}.{name}"
+        url = f"{base.rstrip('/')}/{parent}{separator}{name}"
+        data = self._source_fetcher.target(url, min(info.length, limits.TORRENT_BYTES_MAX))
         try:
-            with disk_full_as_error(self._kept.cache):
-                self.refresh()
-                for role in delegated_roles(self._trusted_set.targets):
-                    self._load_targets(role, Targets.type)
+            info.verify_length_and_hashes(data)
+        except LengthOrHashMismatchError as error:
+            raise ContentMismatch(f"{url} is not the signed file: {error}") from None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, data)
+
+    @contextlib.contextmanager
+    def _errors_as_ours(self) -> Iterator[None]:
+        try:
+            with disk_full_as_error(self.cache):
+                yield
         except DownloadHTTPError as error:
             raise FileMissing(f"{error}: newer metadata names it") from error.__cause__
         except ExpiredMetadataError:
@@ -127,35 +185,12 @@ class FleetUpdater(Updater):
         except BadVersionNumberError as error:
             raise self._rolled_back(error) from None
         except TUF_FAULTS as error:
-            raise MetadataInvalid(f"{self._fleet_fetcher.last[0]} does not verify: {error}") from None
+            name = self._source_fetcher.last[0] or "the first root"
+            raise MetadataInvalid(f"{name} does not verify: {error}") from None
         except OSError as error:
-            raise StoreDamaged(f"cannot use the metadata cache {self._kept.cache}: {error}") from error
-
-    def held(self, name: str) -> bytes | None:
-        """A file of the cache by its repository name."""
-        cache = self._kept.cache
-        version, _, role = name.removeprefix(f"{_BASE}/").removesuffix(".json").rpartition(".")
-        if role == Root.type:
-            if int(version) > self.root.version:
-                return None
-            path = cache / "root_history" / f"{version}.root.json"
-        else:
-            path = cache / f"{role}.json"
-        try:
-            return path.read_bytes()
-        except OSError:
-            return None
+            raise StoreDamaged(f"cannot use the metadata cache {self.cache}: {error}") from error
 
     # --- python-tuf's own steps, refined ----------------------------------------------------------
-
-    def _load_timestamp(self) -> None:
-        super()._load_timestamp()
-        version = self._trusted_set.timestamp.version
-        keys = self.root.roles[Timestamp.type].keyids
-        floor = self._kept.floor_under(keys)
-        if version < floor:
-            raise _replayed(TIMESTAMP_NAME, version, floor)
-        self._kept.raise_floor(version, keys)
 
     def _persist_file(self, filename: str, data: bytes) -> None:
         # python-tuf renames without fsync: after a power cut there could be an empty file under the new name.
@@ -164,7 +199,7 @@ class FleetUpdater(Updater):
     # --- errors -----------------------------------------------------------------------------------
 
     def _expired(self) -> MetadataExpired:
-        name, data = self._fleet_fetcher.last
+        name, data = self._source_fetcher.last
         held: list[tuple[str, Signed]] = [
             (role, self._trusted_set[role])
             for role in (Root.type, Timestamp.type, Snapshot.type)
@@ -177,9 +212,9 @@ class FleetUpdater(Updater):
 
     def _rolled_back(self, error: BadVersionNumberError) -> TrustError:
         # python-tuf's own text for this swaps what was offered and what was trusted.
-        name, data = self._fleet_fetcher.last
+        name, data = self._source_fetcher.last
         trusted = self._trusted_set
-        if name == TIMESTAMP_NAME and Timestamp.type in trusted:
+        if name == f"{self._base}/timestamp.json" and Timestamp.type in trusted:
             timestamp = parse(data, Timestamp, name).signed
             if timestamp.version < trusted.timestamp.version:
                 return _replayed(name, timestamp.version, trusted.timestamp.version)
@@ -194,6 +229,55 @@ class FleetUpdater(Updater):
                 if file in offered and offered[file].version < meta.version:
                     return _replayed(f"{file} that {name} names", offered[file].version, meta.version)
         return MetadataInvalid(f"{name} holds another version than its name says: {error}")
+
+
+class FleetUpdater(TufClient):
+    """One refresh of a fleet's metadata: all of its roles, above the floor that outlives the cache.
+
+    Args:
+        kept: where the cache and the floor are.
+        first_root: the trust anchor.
+        source: where files come from.
+        now: this device's time.
+
+    Raises:
+        MetadataInvalid, StoreDamaged, DiskFull: as ``TufClient``.
+    """
+
+    def __init__(self, kept: KeptFiles, first_root: bytes, source: MetadataSource, now: datetime) -> None:
+        self._kept = kept
+        super().__init__(kept.cache, BASE, first_root, source, now)
+
+    def run(self) -> None:
+        """As ``TufClient.run``, with the roles that ``targets`` delegates to."""
+        super().run()
+        with self._errors_as_ours():
+            for role in delegated_roles(self._trusted_set.targets):
+                self._load_targets(role, Targets.type)
+
+    def held(self, name: str) -> bytes | None:
+        """A file of the cache by its repository name."""
+        cache = self._kept.cache
+        version, _, role = name.removeprefix(f"{BASE}/").removesuffix(".json").rpartition(".")
+        if role == Root.type:
+            if int(version) > self.root.version:
+                return None
+            path = cache / "root_history" / f"{version}.root.json"
+        else:
+            path = cache / f"{role}.json"
+        try:
+            return path.read_bytes()
+        except OSError:
+            return None
+
+    def _load_timestamp(self) -> None:
+        super()._load_timestamp()
+        version = self._trusted_set.timestamp.version
+        keys = self.root.roles[Timestamp.type].keyids
+        floor = self._kept.floor_under(keys)
+        if version < floor:
+            raise _replayed(TIMESTAMP_NAME, version, floor)
+        self._kept.raise_floor(version, keys)
 
 
 def _replayed(what: str, offered: int, trusted: int) -> MetadataReplayed:
