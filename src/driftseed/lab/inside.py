@@ -19,6 +19,7 @@ from driftseed.lab import sandbox
 from driftseed.lab.matrix import assisted, nat_matrix
 from driftseed.lab.nat import parse_kinds
 from driftseed.lab.prober import SERVER_SITE, check, probe
+from driftseed.lab.rollout import rollout
 from driftseed.lab.topology import Site, World
 
 
@@ -39,6 +40,7 @@ EXPERIMENTS: Final[Mapping[str, Callable[[Any], Awaitable[Any]]]] = {
     "classify": classify,
     "nat-matrix": nat_matrix,
     "assisted": assisted,
+    "rollout": rollout,
 }
 
 

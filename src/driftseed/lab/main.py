@@ -7,7 +7,12 @@ from typing import Any, Final
 
 from driftseed.lab import sandbox
 from driftseed.lab.nat import NatKind, parse_kinds
+from driftseed.lab.scenario import Scenario, checked, to_json
 
+ROLLOUT_START_S: Final = 60.0
+"""Seconds for building a scenario and starting its hubs."""
+ROLLOUT_DEVICE_S: Final = 8.0
+"""Seconds for each device to join and start, many at once on few cores."""
 CLASSIFY_S: Final = 60.0
 MATRIX_BASE_S: Final = 120.0
 """Seconds for building and starting; a small machine takes half of it for ten kinds."""
@@ -52,4 +57,22 @@ async def assisted() -> dict[str, Any]:
         LabFailed: a NAT does not behave as it is named.
     """
     found: dict[str, Any] = await sandbox.run("assisted", {}, timeout_s=MATRIX_BASE_S)
+    return found
+
+
+async def rollout(scenario: Scenario) -> dict[str, Any]:
+    """Run a scenario; its figures (``rollout.Rollout``), with ``short_of``: what did not come out as expected.
+
+    Raises:
+        Misuse: it names what is not in it.
+        LabUnavailable: no laboratory can be made here.
+        LabFailed: a process did not start, or ended by itself.
+    """
+    checked(scenario)
+    devices = len(scenario.devices())
+    found: dict[str, Any] = await sandbox.run(
+        "rollout",
+        to_json(scenario),
+        timeout_s=ROLLOUT_START_S + ROLLOUT_DEVICE_S * devices + scenario.expect.within_s,
+    )
     return found

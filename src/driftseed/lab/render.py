@@ -74,6 +74,48 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     }
 
 
+def rollout_tables(figures: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[list[str]]]]:
+    """Headings and rows: the devices of a rollout, and the uplinks of its sites."""
+    devices = [
+        [
+            name,
+            device["state"],
+            "" if device["seconds"] is None else f"{device['seconds']:.1f}",
+            ", ".join(
+                f"{source} {count / 1e6:.1f}" for source, count in sorted(device["bytes_from"].items())
+            ),
+            device["detail"] or device["reason"],
+        ]
+        for name, device in figures["by_device"].items()
+    ]
+    uplinks = [
+        [
+            name,
+            f"{use['received_bytes'] / 1e6:.1f}",
+            f"{use['sent_bytes'] / 1e6:.1f}",
+            f"{use['received_copies']:.2f}",
+        ]
+        for name, use in figures["uplinks"].items()
+    ]
+    return [
+        (("DEVICE", "STATE", "SECONDS", "MEGABYTES FROM", "WHY"), devices),
+        (("UPLINK OF", "MB IN", "MB OUT", "COPIES IN"), uplinks),
+    ]
+
+
+def rollout_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The rest of a rollout's figures, in words."""
+    lines = [
+        f"{figures['succeeded']} of {figures['devices']} devices updated in {figures['seconds']:.1f} s",
+        f"copies of the payload from hubs: {figures['origin_copies']:.2f}",
+        f"copies received by the average device: {figures['received_copies']:.2f}",
+    ]
+    for event in figures["events"]:
+        found = "" if event["found_s"] is None else f"; knew where it is after {event['found_s']:.1f} s"
+        lines.append(f"at {event['at_s']:.1f} s: {event['what']}{found}")
+    return lines
+
+
 def svg(cells: Sequence[Mapping[str, Any]], title: str) -> str:
     """The matrix as a picture (SVG 1.1): path, time to first byte and goodput of each pair."""
     kinds = kinds_of(cells)

@@ -117,8 +117,8 @@ class World:
         """Make a site with its router, its devices and its way to the internet."""
         if site.name in self.routers:
             raise Misuse(f"two sites have the name {site.name!r}")
-        if not 1 <= site.devices <= DEVICES_MAX:
-            raise Misuse(f"{site.devices} devices in {site.name}", hint=f"1 to {DEVICES_MAX}")
+        if not 0 <= site.devices <= DEVICES_MAX:
+            raise Misuse(f"{site.devices} devices in {site.name}", hint=f"at most {DEVICES_MAX}")
         carrier = site.carrier or (site.nat.value if site.nat in CARRIERS else None)
         # Before its own number is taken: a carrier takes one too.
         behind = None if carrier is None else self._carrier(carrier, hairpin=CARRIERS.get(site.nat, False))
