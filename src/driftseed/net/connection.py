@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,11 @@ from driftseed.net.stream import Stream
 
 REASON_BYTES_MAX = 256
 """Bytes of a close reason; it must fit into one packet."""
+ALIVE_FRESH_S = 0.1
+"""Seconds for which a connection is taken to live after the engine said so: every choice among links asks it of
+each of them, and each question crosses into the engine."""
+PATHS_FRESH_S = 0.5
+"""Seconds for which what the engine said of a connection's paths is believed."""
 
 
 class Watch:
@@ -46,6 +52,10 @@ class Connection:
         self._own_addrs = own_addrs
         self._watches = watches
         self._last_path = UNKNOWN_PATH
+        self._snapshot: list[Any] = []
+        self._snapshot_until = float("-inf")
+        self._ended = False
+        self._alive_until = float("-inf")
         self.remote: DeviceId = parse_device_id(str(inner.remote_id()))
         self.alpn: bytes = bytes(inner.alpn())
         inner.set_max_concurrent_uni_streams(0)
@@ -87,10 +97,8 @@ class Connection:
             raise self._gone(error) from None
 
     def path(self) -> Path:
-        """The path in use now; the last one known when none is selected at the moment."""
-        chosen = self._choose(self._inner.paths())
-        if chosen is not None:
-            self._last_path = chosen
+        """The path in use now (to ``PATHS_FRESH_S``); the last one known when none is selected at the moment."""
+        self._look_at_paths()
         return self._last_path
 
     def remote_socket_addr(self) -> str | None:
@@ -98,9 +106,22 @@ class Connection:
 
         What a device must know of itself to be found behind its NAT, and cannot see.
         """
-        direct = [path for path in self._inner.paths() if path.is_ip]
+        self._look_at_paths()
+        direct = [path for path in self._snapshot if path.is_ip]
         direct.sort(key=lambda path: not path.is_selected)
         return str(direct[0].remote_addr) if direct else None
+
+    def _look_at_paths(self) -> None:
+        # Each question costs the engine a copy of all paths and us some hundred calls, and a node with many
+        # links asks about each of them whenever it chooses among them.
+        now = time.monotonic()
+        if self._snapshot and now < self._snapshot_until:
+            return
+        self._snapshot = self._inner.paths()
+        self._snapshot_until = now + PATHS_FRESH_S
+        chosen = self._choose(self._snapshot)
+        if chosen is not None:
+            self._last_path = chosen
 
     def watch_path(self, callback: Callable[[Path], None]) -> Watch:
         """Call ``callback`` in the event loop whenever the selected path changes.
@@ -122,15 +143,23 @@ class Connection:
             reason: likewise; cut to what fits into a packet.
         """
         self._inner.close(code, reason.encode()[:REASON_BYTES_MAX])
+        self._ended = True
 
     async def wait_closed(self) -> str:
         """Wait, without bound, for the end of the connection. Returns why it ended."""
-        return str(await self._inner.closed())
+        reason = str(await self._inner.closed())
+        self._ended = True
+        return reason
 
     @property
     def closed(self) -> bool:
-        """Whether the connection has ended."""
-        return self._inner.close_reason() is not None
+        """Whether the connection has ended, as far as was known ``ALIVE_FRESH_S`` ago."""
+        if not self._ended:
+            now = time.monotonic()
+            if now >= self._alive_until:
+                self._ended = self._inner.close_reason() is not None
+                self._alive_until = now + ALIVE_FRESH_S
+        return self._ended
 
     def _choose(self, paths: list[Any]) -> Path | None:
         selected = next((path for path in paths if path.is_selected), None)
@@ -141,6 +170,8 @@ class Connection:
         return Path(kind=kind, rtt_ms=int(selected.rtt_ms), remote_addr=addr)
 
     def _gone(self, error: Any) -> LinkClosed:
+        # A stream fails also when only it was reset: the next question goes to the engine.
+        self._alive_until = float("-inf")
         return LinkClosed(f"the connection to {self.remote[:10]} ended: {cause(error)}")
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from driftseed.net.stream import Stream
 
 CLOSE_BUSY = 0x11
 """Close code: connect again later."""
+ADDRESSES_FRESH_S = 1.0
+"""Seconds for which our own addresses are believed where they only tell a LAN from the internet."""
 
 __all__ = ["Connection", "Endpoint", "Path", "PathKind", "Stream", "Watch"]
 
@@ -39,6 +42,8 @@ class Endpoint:
         self._pending: set[asyncio.Task[None]] = set()
         self._accepted: asyncio.Queue[Connection | None] = asyncio.Queue(pending_max + 1)
         self._closing = False
+        self._lately: list[str] = []
+        self._lately_until = float("-inf")
         self._acceptor = asyncio.create_task(self._accept_forever(), name="endpoint-accept")
         self.device = identity.device
         self.counters: Counter[str] = Counter()
@@ -114,6 +119,14 @@ class Endpoint:
     def addresses(self) -> list[str]:
         """Our own direct addresses, ``IP:PORT``: of the interfaces, and those others told us of."""
         return usable_addrs(self._inner.addr().direct_addresses(), limits.ADDRESSES_PER_DEVICE_MAX)
+
+    def _addresses_lately(self) -> list[str]:
+        """Our addresses as of ``ADDRESSES_FRESH_S`` ago at most: enough to tell a LAN, and asked for often."""
+        now = time.monotonic()
+        if now >= self._lately_until:
+            self._lately = self.addresses()
+            self._lately_until = now + ADDRESSES_FRESH_S
+        return self._lately
 
     def address(self) -> NodeAddress:
         """All that another device needs to dial us."""
@@ -267,7 +280,7 @@ class Endpoint:
         return iroh.EndpointAddr(device, address.relay, addrs)
 
     def _wrap(self, inner: Any) -> Connection:
-        return Connection(inner, self.addresses, self._watches)
+        return Connection(inner, self._addresses_lately, self._watches)
 
     async def _engine(self, call: Any) -> None:
         try:

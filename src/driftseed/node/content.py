@@ -326,10 +326,9 @@ class Contents:
                 torrent = self._signed_torrent(sha256)
                 if torrent is None:
                     return False
-                super_seed = self.settings.super_seed
-                if super_seed is None:
-                    super_seed = self.settings.upload_limit > 0
-                await self.engine.seed(torrent, self.store.path(sha256), super_seed=super_seed)
+                await self.engine.seed(
+                    torrent, self.store.path(sha256), super_seed=bool(self.settings.super_seed)
+                )
             self.store.touch(sha256)
         await self.start_engine()
         return True

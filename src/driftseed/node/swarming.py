@@ -39,8 +39,17 @@ from driftseed.swarm.client import Engine
 
 _log = logging.getLogger(__name__)
 
+ASK_FIRST_S: Final = 0.5
 ASK_INTERVAL_S: Final = 10.0
-"""Seconds between questions who has a content, while there is room for more peers."""
+"""Seconds between questions who has a content, while there is room for more peers: doubled each time from the
+first, as a notice sets all devices looking at once, and those that ask first find nobody yet."""
+ASKED_MAX: Final = 8
+"""Peers that are asked at once, hubs first: one hub knows more than all neighbours together."""
+ASKS_COUNTED_MAX: Final = 8
+ROUND_MIN_S: Final = 0.3
+"""Seconds between two rounds of a search: news of holders come in bursts."""
+YIELD_S: Final = 0.3
+"""Seconds that one of two devices leaves the other to dial it; behind a NAT that may be impossible."""
 RETRY_S: Final = 2.0
 RETRY_MAX_S: Final = 60.0
 """Seconds before a device is tried again that could not be reached for a content; doubled each time."""
@@ -58,7 +67,10 @@ class _Swarm:
     connected: dict[DeviceId, TcpAddress] = field(default_factory=dict)
     failures: Counter[DeviceId] = field(default_factory=Counter)
     retry_at: dict[DeviceId, float] = field(default_factory=dict)
-    asked_at: float = float("-inf")
+    alive: dict[DeviceId, set[int]] = field(default_factory=dict)
+    """Ports of the engine's connections with each device, whichever side made them."""
+    ask_at: float = float("-inf")
+    asked: int = 0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -162,6 +174,7 @@ class Swarming:
             swarm.wake.clear()
             self._ask(swarm)
             self._choose(swarm)
+            await asyncio.sleep(ROUND_MIN_S)
             try:
                 async with asyncio.timeout(self._pause(swarm)):
                     await swarm.wake.wait()
@@ -172,7 +185,7 @@ class Swarming:
         """Seconds until something is to be done even if nothing happens."""
         now = self._monotonic()
         due = [at for device, at in swarm.retry_at.items() if at > now and device not in self._banned]
-        return min([at - now for at in due] + [ASK_INTERVAL_S])
+        return max(min([at - now for at in due] + [swarm.ask_at - now]), 0.0)
 
     def _ask(self, swarm: _Swarm) -> None:
         """Ask the hubs and neighbours who else has the content, unless enough are connected or just asked.
@@ -180,10 +193,13 @@ class Swarming:
         Nobody waits for the answers: one that does not come must not hold up those that we know already.
         """
         now = self._monotonic()
-        if len(swarm.connected) >= limits.SWARM_PEERS_MAX or now - swarm.asked_at < ASK_INTERVAL_S:
+        if now < swarm.ask_at:
             return
-        swarm.asked_at = now
-        for peer in self._overlay.peers()[: limits.SWARM_PEERS_MAX]:
+        swarm.ask_at = now + min(ASK_FIRST_S * 2**swarm.asked, ASK_INTERVAL_S)
+        if len(swarm.connected) >= limits.SWARM_PEERS_MAX:
+            return
+        swarm.asked = min(swarm.asked + 1, ASKS_COUNTED_MAX)
+        for peer in self._overlay.peers()[:ASKED_MAX]:
             self._tasks.spawn(self._ask_one(swarm, peer), f"ask {peer.device[:8]}")
 
     async def _ask_one(self, swarm: _Swarm, peer: OverlayPeer) -> None:
@@ -238,7 +254,8 @@ class Swarming:
         return link.connection.path().kind if link is not None else otherwise
 
     def _choose(self, swarm: _Swarm) -> None:
-        chosen = choose_swarm_peers(self._holders(swarm).values(), self._rng.random)
+        holders = self._holders(swarm)
+        chosen = choose_swarm_peers(holders.values(), self._rng.random)
         for device in set(swarm.connected) - set(chosen):
             address = swarm.connected.pop(device)
             self._engine.forget_peer(swarm.sha256, *address)
@@ -246,11 +263,19 @@ class Swarming:
         for device in chosen:
             if device not in swarm.connected:
                 swarm.connected[device] = ("", 0)
-                self._tasks.spawn(self._connect(swarm, device), f"connect {device[:8]}")
+                # Two that both look for a content find each other at the same moment: one of them dials first.
+                holder = holders[device]
+                yields = not holder.whole and not holder.hub and device < self._links.device
+                self._tasks.spawn(self._connect(swarm, device, yields=yields), f"connect {device[:8]}")
 
-    async def _connect(self, swarm: _Swarm, device: DeviceId) -> None:
+    async def _connect(self, swarm: _Swarm, device: DeviceId, *, yields: bool) -> None:
         try:
-            await self._open(device)
+            if yields:
+                await asyncio.sleep(YIELD_S)
+            if device not in swarm.alive:
+                await self._open(device)
+            if device in swarm.alive:
+                return  # it came to us meanwhile: a second connection would be closed as a duplicate
             address = await self.tunnels.expose(device, swarm.sha256)
             swarm.connected[device] = address
             await self._engine.connect_peer(swarm.sha256, *address)
@@ -297,17 +322,32 @@ class Swarming:
             case protocol.PeerDisconnected(sha256=sha256, ip=ip, port=port):
                 swarm = self._swarms.get(Digest(sha256))
                 device = self.tunnels.addresses.device_at(ip)
-                # Only the connections that we made: those that came in have another port.
-                if swarm is not None and device is not None and swarm.connected.get(device) == (ip, port):
-                    self._engine.forget_peer(swarm.sha256, ip, port)
-                    self._lost(swarm, device)
-            case protocol.PeerConnected(sha256=sha256, ip=ip):
+                if swarm is not None and device is not None:
+                    self._disconnected(swarm, device, ip, port)
+            case protocol.Died():
+                for each in self._swarms.values():
+                    each.alive.clear()
+            case protocol.PeerConnected(sha256=sha256, ip=ip, port=port):
                 swarm = self._swarms.get(Digest(sha256))
                 device = self.tunnels.addresses.device_at(ip)
                 if swarm is not None and device is not None:
                     del swarm.failures[device]
+                    swarm.alive.setdefault(device, set()).add(port)
             case _:
                 _log.debug("engine", extra={"fields": {"event": type(event).__name__}})
+
+    def _disconnected(self, swarm: _Swarm, device: DeviceId, ip: str, port: int) -> None:
+        """A connection of the engine ended, or could not be made."""
+        ports = swarm.alive.get(device, set())
+        ports.discard(port)
+        if ports:
+            return  # both sides had dialled: one connection of the two stays
+        swarm.alive.pop(device, None)
+        address = swarm.connected.get(device)
+        if address is not None and address[1] in {port, 0}:
+            self._engine.forget_peer(swarm.sha256, ip, port)
+        if address is not None:
+            self._lost(swarm, device)
 
     def _wake_all(self) -> None:
         for swarm in self._swarms.values():

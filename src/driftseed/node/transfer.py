@@ -19,8 +19,8 @@ class ContentSettings:
         quota_bytes: content that is kept to serve to others.
         upload_limit: bytes per second; 0 is unlimited.
         download_limit: likewise.
-        super_seed: send each piece once and let the others pass it on; for an origin whose uplink is
-            the scarce one. None: exactly when there is an upload limit.
+        super_seed: libtorrent's super-seeding, which costs each new peer ten seconds. None: no, as the
+            members divide the pieces among themselves (``swarm/division.py``).
     """
 
     quota_bytes: int = limits.CONTENT_QUOTA_DEFAULT
