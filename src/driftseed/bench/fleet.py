@@ -28,7 +28,7 @@ from driftseed.core.tickets import Ticket, encode_ticket
 from driftseed.publish.artifacts import split_artifact
 from driftseed.publish.release import ReleaseRequest, plan_release
 from driftseed.publish.resolve import resolve_address
-from driftseed.publish.send import publish_to_nodes
+from driftseed.publish.send import publish_to_agent, publish_to_nodes
 from driftseed.trust.hubkit import export_hub_kit
 from driftseed.trust.membership import create_invitation
 from driftseed.trust.repository import FleetRepository
@@ -65,7 +65,9 @@ class Daemon:
         """``GET`` of its API. Raises AgentUnreachable."""
         return await asyncio.to_thread(self.api.get, path)
 
-    async def until(self, path: str, holds: Callable[[dict[str, Any]], bool], timeout_s: float) -> dict[str, Any]:
+    async def until(
+        self, path: str, holds: Callable[[dict[str, Any]], bool], timeout_s: float
+    ) -> dict[str, Any]:
         """Ask again and again until an answer is as wanted.
 
         Raises:
@@ -172,7 +174,16 @@ class BenchFleet:
         data = self.directory / name
         (data / CONFIG_FILE).write_bytes(msgspec.json.encode({**config, "listen": LOOPBACK}))
         return await self._start(
-            name, AGENT_SOCKET, "-m", "driftseed", "agent", "run", "--data", os.fspath(data), "--log-format", "json"
+            name,
+            AGENT_SOCKET,
+            "-m",
+            "driftseed",
+            "agent",
+            "run",
+            "--data",
+            os.fspath(data),
+            "--log-format",
+            "json",
         )
 
     async def start_agents(self, names: Sequence[str], **config: object) -> list[Daemon]:
@@ -193,7 +204,7 @@ class BenchFleet:
                 "-P",
                 *arguments,
                 stdin=DEVNULL,
-                stdout=PIPE if sock == HUB_SOCKET else DEVNULL,
+                stdout=PIPE,
                 stderr=stderr,
             )
         daemon = Daemon(name, process, SocketApi(self.directory / name / sock), log)
@@ -227,12 +238,31 @@ class BenchFleet:
             deployment_id=uuid.uuid4().hex, release=name, version=version, selector=selector
         ).id
 
-    async def publish(self) -> None:
-        """Hand everything to the hub, and return when it has it."""
+    async def publish(self) -> int:
+        """Hand everything to the hub, and return when it has it: the version of its timestamp."""
         hubs = [self.hub_address] if self.hub_address else []
-        await publish_to_nodes(
-            self.repository, hubs, timeout_s=PUBLISH_TIMEOUT_S, progress=lambda _done, _total, _what: None
+        result = await publish_to_nodes(
+            self.repository, hubs, timeout_s=PUBLISH_TIMEOUT_S, progress=_quiet_progress
         )
+        return result.timestamp_version
+
+    async def publish_to(self, agent: Daemon) -> None:
+        """Hand everything to an agent through its socket."""
+        await asyncio.to_thread(publish_to_agent, self.repository, agent.api, progress=_quiet_progress)
+
+    async def start_crowd(self, names: Sequence[str]) -> Daemon:
+        """Join agents and start them in one process; returns when all of them run."""
+        await self.join(names)
+        daemon = await self._start(
+            "crowd", AGENT_SOCKET, "-m", "driftseed.bench.crowd", os.fspath(self.directory), *names
+        )
+        if daemon.process.stdout is None:
+            raise DeviceError("the crowd was started without a pipe")
+        async with asyncio.timeout(START_TIMEOUT_S):
+            line = await daemon.process.stdout.readline()
+        if not line:
+            raise DeviceError(f"the crowd does not start\n{daemon.log.read_text(errors='replace')[-2000:]}")
+        return daemon
 
     async def close(self) -> None:
         """Stop every process."""
@@ -240,6 +270,10 @@ class BenchFleet:
 
 
 def _quiet(_what: str, _done: int) -> None:
+    return None
+
+
+def _quiet_progress(done: int, total: int, what: str) -> None:  # noqa: ARG001 - the callback's protocol
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from driftseed.hub.main import HubOptions, run
 from driftseed.logs import LogFormat, LogOptions
-from driftseed.node.content import ContentSettings
+from driftseed.node.transfer import ContentSettings
 
 
 def main(kit: str, data: str, upload_limit: str) -> None:
