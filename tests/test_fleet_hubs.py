@@ -138,14 +138,14 @@ async def test_a_transfer_outlives_either_hub(tmp_path: Path, victim: int) -> No
     """Killed in the middle of a download: the rest comes from the other, and nothing is begun anew."""
     async with fleet_in(tmp_path) as fleet:
         both = await hubs(fleet, 2)
-        app = payload(tmp_path, 8 << 20)
-        agent = await fleet.new_agent("agent", config=AgentConfig(download_limit_bytes_s=2 << 20))
-        await until(lambda: len(agent.node.overlay.hubs()) == 2, "linked to both hubs")
+        app = payload(tmp_path, 6 << 20)
+        await fleet.join("agent")
         deployment = fleet.release("app", "1.0", [str(app)], meta={"path": "app.bin"})
         await fleet.publish()
         await until(
-            lambda: all(hub.node.contents.store.digests() for hub in both), "both hubs have the content"
+            lambda: all(hub.node.contents.store.digests() for hub in both), "both hubs have the content", 40.0
         )
+        agent = await fleet.start_agent("agent", config=AgentConfig(download_limit_bytes_s=1 << 20))
 
         def under_way() -> bool:
             return any(0.1 < each.progress < 0.9 for each in agent.node.contents.transfers())

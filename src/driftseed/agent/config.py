@@ -17,7 +17,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from driftseed.core import limits
-from driftseed.core.errors import ConfigInvalid, StoreDamaged
+from driftseed.core.addresses import parse_host_port, parse_relay_url
+from driftseed.core.errors import ConfigInvalid, Misuse, StoreDamaged
 from driftseed.core.selectors import INVENTORY_KEYS
 from driftseed.store.files import atomic_write
 
@@ -54,8 +55,16 @@ class AgentConfig(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """UDP address of this device, ``IP:PORT`` or ``[IPv6]:PORT``; port 0 lets the system choose."""
     lan_discovery: bool = True
     """Announce this device on its own networks by mDNS (``_driftseed._udp``), and find others there."""
-    lan_interfaces: Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)] = []
+    lan_interfaces: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)
+    ] = []
     """Interfaces for that, by name or address; none: all but loopback."""
+    relay_listen: Annotated[str, Meta(max_length=64)] = ""
+    """TCP address at which this device relays for others that cannot reach each other; needs the extra "hub"."""
+    relay_url: Annotated[str, Meta(max_length=256)] = ""
+    """URL under which others reach that relay; none: http:// and ``relay_listen``."""
+    relay_budget_bytes_s: ByteRate = limits.RELAY_BUDGET_BYTES_S_DEFAULT
+    """Bytes per second of content, each way, that may go through relays when nothing else has it; 0: no limit."""
     inventory: Annotated[dict[InventoryKey, InventoryValue], Meta(max_length=_INVENTORY_MAX)] = {}
     """What the device says of itself, over what it finds out; an empty value takes one away. Labels that
     operators signed win over both."""
@@ -70,11 +79,23 @@ class AgentConfig(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     clock_skew_max_s: Annotated[float, Meta(gt=0, le=86400.0)] = limits.CLOCK_SKEW_MAX_S
     """Seconds between this clock and a hub's from which on the difference is reported as a problem."""
     super_seed: Literal["auto", "always", "never"] = "auto"
-    """Whether the origin of a content hands out each piece once; auto: while it is the only one that has all."""
+    """Whether contents are super-seeded (BEP 16), which spares a scarce uplink a tenth of a copy and costs each
+    new peer ten seconds; auto: no, the members divide the pieces among themselves."""
 
 
 KEYS: Final = AgentConfig.__struct_fields__
-RESTART_KEYS: Final = frozenset({"lan_discovery", "lan_interfaces", "listen", "install_root", "modules_dirs", "serve_only"})
+RESTART_KEYS: Final = frozenset(
+    {
+        "lan_discovery",
+        "lan_interfaces",
+        "listen",
+        "relay_listen",
+        "relay_url",
+        "install_root",
+        "modules_dirs",
+        "serve_only",
+    }
+)
 """Settings that a running agent takes over only when it starts again."""
 
 
@@ -188,13 +209,14 @@ def _explain(message: str) -> str:
 
 def _check_meaning(config: AgentConfig) -> None:
     """What types and ranges do not say. Raises ConfigInvalid."""
-    for key in ("upload_limit_bytes_s", "download_limit_bytes_s"):
+    for key in ("upload_limit_bytes_s", "download_limit_bytes_s", "relay_budget_bytes_s"):
         if 0 < getattr(config, key) < RATE_BYTES_S_MIN:
             raise ConfigInvalid(
                 f"{key}: {getattr(config, key)} bytes a second would only stall",
                 hint=f"0 for no limit, or at least {RATE_BYTES_S_MIN}",
             )
     _check_listen(config.listen)
+    _check_relay(config)
     for key, paths in (("modules_dirs", config.modules_dirs), ("install_root", [config.install_root or "/"])):
         for path in paths:
             if "\x00" in path or not PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
@@ -207,6 +229,20 @@ def _check_meaning(config: AgentConfig) -> None:
         )
     for key, value in config.inventory.items():
         _check_inventory(key, value)
+
+
+def _check_relay(config: AgentConfig) -> None:
+    for key, parse in (("relay_listen", _parse_relay_listen), ("relay_url", parse_relay_url)):
+        text = getattr(config, key)
+        try:
+            if text:
+                parse(text)
+        except Misuse as error:
+            raise ConfigInvalid(f"{key}: {error.message}", hint=error.hint) from None
+
+
+def _parse_relay_listen(text: str) -> object:
+    return parse_host_port(text, "an address to relay at")
 
 
 def _check_listen(listen: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from driftseed import __version__
 from driftseed.agent.clock import DeviceClock
 from driftseed.agent.config import AgentConfig
 from driftseed.agent.inventory import detect
+from driftseed.agent.relay import AgentRelay
 from driftseed.agent.reporting import Reporter
 from driftseed.agent.updates import Updates
 from driftseed.core import wire
@@ -84,6 +86,11 @@ class Agent:
         )
         self._node_options = node_options
         self._tasks = TaskOwner("agent")
+        self.relay = (
+            AgentRelay(self.identity.device, config.relay_listen, config.relay_url)
+            if config.relay_listen
+            else None
+        )
         self.node: Node
         self.installer: Installer
         self.updates: Updates
@@ -135,6 +142,10 @@ class Agent:
             agent_version=__version__,
             overrides={**config.inventory, **inventory},
         )
+        if agent.relay is not None:
+            await agent.relay.start()
+            # Reachable itself, it listens on its own relay first.
+            options = replace(options, relays=[agent.relay.url], offers_relay=agent.relay.url)
         agent.node = await Node.open(options, agent.identity, agent, agent.clock)
         agent.reporter = Reporter(
             agent.identity,
@@ -182,6 +193,8 @@ class Agent:
         await self.reporter.close()
         await self.updates.close()
         await self.node.close()
+        if self.relay is not None:
+            await self.relay.close()
         self.journal.close()
 
     # --- what the node brings (node.node.Owner) -------------------------------------------------
@@ -208,6 +221,8 @@ class Agent:
 
     def on_peer(self, peer: OverlayPeer) -> None:
         """An overlay link came up."""
+        if self.relay is not None:
+            self.relay.met(peer.device)
         self.reporter.peer_came(peer)
 
     def on_peer_gone(self, peer: OverlayPeer) -> None:

@@ -104,8 +104,12 @@ LABELS_MAX: Final = 32
 """Labels of one device."""
 LABEL_CHARS_MAX: Final = 63
 """Characters of a label's key name or value (Kubernetes' own limit)."""
-CERTIFICATE_BYTES_MAX: Final = 4 * KIB
-"""Bytes of a membership certificate."""
+CERTIFICATE_BYTES_MAX: Final = 6 * KIB
+"""Bytes of what a member shows: a certificate, or an invitation, entry, receipt and the hub's certificate."""
+INVITATION_BYTES_MAX: Final = 4 * KIB
+"""Bytes of one invitation or certificate, its labels included."""
+RECHECK_S: Final = 30.0
+"""Seconds between looks at whether the memberships behind the links are still good."""
 TICKET_BYTES_MAX: Final = 32 * KIB
 """Characters of a ticket."""
 TICKET_UNPACKED_BYTES_MAX: Final = 256 * KIB
@@ -218,6 +222,12 @@ RELAY_BYTES_PER_SECOND: Final = 128 * MIB
 """Bytes per second that one relay client may send, unless configured."""
 RELAY_BURST_BYTES: Final = 16 * MIB
 """Bytes that one relay client may send at once."""
+RELAY_BUDGET_BYTES_S_DEFAULT: Final = 2 * MIB
+"""Bytes per second of content, each way, that a device sends through relays, unless configured."""
+RELAY_BUDGET_BURST_BYTES: Final = 1 * MIB
+"""Bytes of content that may go through a relay at once before the budget holds them back."""
+RELAYS_OFFERED_MAX: Final = 2
+"""Relays of other agents that a device listens on while it has no hub."""
 RELAY_GUEST_BYTES_PER_SECOND: Final = 64 * KIB
 """Bytes per second of a client that is no member yet and may speak to the hub only, in order to join."""
 HANDSHAKE_BYTES_MAX: Final = 256 * KIB

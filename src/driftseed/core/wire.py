@@ -55,7 +55,7 @@ class Refused(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class JoinRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """First frame on a join link: the admission secret of a ticket."""
+    """First frame on a join link: a ticket's invitation and the device's entry, or a chain to be extended."""
 
     version: Annotated[int, Meta(ge=1, le=255)] = PROTOCOL_VERSION
     fleet: Hex64
@@ -84,6 +84,8 @@ class State(Struct, frozen=True, kw_only=True, omit_defaults=True):
     addrs: Annotated[list[SocketAddress], Meta(max_length=limits.ADDRESSES_PER_DEVICE_MAX)] = []
     # Passed on to others in a Directory: what they would not take must not get this far.
     relay: RelayUrl | None = None
+    offers_relay: RelayUrl | None = None
+    """A relay that I serve, for those who have no hub's."""
 
 
 class Notice(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -170,6 +172,19 @@ class FileHead(Struct, frozen=True, kw_only=True, omit_defaults=True):
     length: Annotated[int, Meta(ge=-1, le=limits.TORRENT_BYTES_MAX)]
 
 
+class RenewRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Request stream to a hub: extend my membership. Answered by RenewReply or Refused."""
+
+    certificate: Annotated[bytes, Meta(max_length=limits.CERTIFICATE_BYTES_MAX)]
+    """The chain by which I am a member now."""
+
+
+class RenewReply(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Answer to RenewRequest: the same chain with a new receipt."""
+
+    certificate: Annotated[bytes, Meta(max_length=limits.CERTIFICATE_BYTES_MAX)]
+
+
 class TunnelOpen(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """First frame on a tunnel stream; after a TunnelAccept the stream is one BitTorrent connection."""
 
@@ -198,6 +213,8 @@ Message: TypeAlias = (
     | FindContent
     | GetFile
     | FileHead
+    | RenewRequest
+    | RenewReply
     | GetReports
     | TunnelOpen
     | TunnelAccept
@@ -219,6 +236,8 @@ TYPES: Final[dict[int, type[Message]]] = {
     0x20: FindContent,
     0x21: GetFile,
     0x22: FileHead,
+    0x23: RenewRequest,
+    0x24: RenewReply,
     0x23: GetReports,
     0x30: TunnelOpen,
     0x31: TunnelAccept,

@@ -100,6 +100,8 @@ class NodeOptions:
     """Where content is, if not in ``data``: a publisher's own directory."""
     accept_max: int = 4 * limits.LINKS_INCOMING_MAX
     content: ContentSettings = field(default_factory=ContentSettings)
+    offers_relay: str | None = None
+    """URL of the relay that we serve for members without a hub."""
     lan: bool = False
     """Find others on the own networks by mDNS, and be found."""
     lan_interfaces: Sequence[str] = ()
@@ -158,7 +160,9 @@ class Node:
             on_failure=self.fail,
             neighbours_max=options.neighbours_max,
         )
-        self.whereabouts = Whereabouts(endpoint, self.overlay, self.book, self.ledger, self.fail)
+        self.whereabouts = Whereabouts(
+            endpoint, self.overlay, self.book, self.ledger, self.fail, follow_relays=options.role != "hub"
+        )
         if options.lan:
             self.whereabouts.discover(options.fleet, options.lan_interfaces)
         self.keeper = MetadataKeeper(trust, self.overlay, self.ledger, self._fleet_changed, time.monotonic)
@@ -212,6 +216,7 @@ class Node:
         self.contents.start()
         self.overlay.start()
         self._tasks.spawn(self.keeper.run(), "metadata")
+        self._tasks.spawn(self._recheck_forever(), "recheck")
         self.whereabouts.start()
         self._tasks.spawn(
             keep_contacts(self.options.data / CONTACTS_FILE, self.book, time.monotonic), "contacts"
@@ -254,14 +259,20 @@ class Node:
         await self._owner.on_fleet(fleet)
 
     def _follow(self, fleet: VerifiedFleet) -> None:
-        self._checker.replace_keys(fleet.enrolment_keys)
+        self._checker.follow(fleet)
+        self.links.recheck()
         # Hubs of the ticket stay known: metadata that was signed before a hub was added must not cut us off.
         hubs = {hub.device: hub for hub in (*self.options.hubs, *fleet.hubs)}
         self.book.set_hubs(hubs.values(), time.monotonic())
-        if self.options.role != "hub":
-            relays = {hub.relay for hub in hubs.values() if hub.relay} | set(self.options.relays)
-            self.whereabouts.use_relays(sorted(relays))
+        relays = {hub.relay for hub in hubs.values() if hub.relay} | set(self.options.relays)
+        self.whereabouts.use_relays(sorted(relays))
         self.overlay.look_around()
+
+    async def _recheck_forever(self) -> None:
+        """Memberships end while links last; what is signed is followed at once, in ``_follow``."""
+        while True:
+            await asyncio.sleep(limits.RECHECK_S)
+            self.links.recheck()
 
     # --- what the overlay brings (node.overlay.Business) ------------------------------------------
 
@@ -278,6 +289,7 @@ class Node:
             wants=wants,
             addrs=address.addrs,
             relay=address.relay,
+            offers_relay=self.options.offers_relay,
         )
 
     def newest_notice(self) -> bytes | None:

@@ -29,6 +29,8 @@ UPKEEP_S: Final = 5.0
 """Seconds between looks at whom to dial when nothing happened that calls for one sooner."""
 INTRODUCED_MAX: Final = 16
 """Devices that a hub introduces to one that has just connected."""
+REINTRODUCE_S: Final = 30.0
+"""Seconds between introductions of neighbours to each other while there is no hub."""
 
 
 class Business(Protocol):
@@ -107,6 +109,7 @@ class Overlay:
         self._peers: dict[DeviceId, OverlayPeer] = {}
         self._tasks = TaskOwner("overlay")
         self._vital = TaskOwner("overlay", on_failure)
+        self._introduced_at = monotonic()
         self._state_dirty = asyncio.Event()
         self._upkeep = asyncio.Event()
         self.frames: dict[type[wire.Message], Callable[[wire.Message, OverlayPeer], None]] = {}
@@ -239,8 +242,13 @@ class Overlay:
         data = self._business.newest_notice()
         if data is not None and self._business.behind([peer.device]):
             peer.send(wire.Notice(timestamp=data))
-        if first and self._role == "hub" and peer.role == "agent":
+        if first and self._introduces and peer.role == "agent":
             self._introduce(peer)
+
+    @property
+    def _introduces(self) -> bool:
+        """Hubs introduce; where there is none, everyone does."""
+        return self._role == "hub" or (self._role == "agent" and not self.hubs())
 
     def _introduce(self, newcomer: OverlayPeer) -> None:
         """Tell some of the others of a newcomer, so that both sides dial: NATs open to what goes out."""
@@ -283,6 +291,7 @@ class Overlay:
             self._upkeep.clear()
             if self._role != "publisher":
                 self._dial_some()
+                self._introduce_again()
             next_look = self.book.next_look(self._monotonic())
             wait_s = UPKEEP_S if next_look is None else min(next_look - self._monotonic(), UPKEEP_S)
             try:
@@ -290,6 +299,14 @@ class Overlay:
                     await self._upkeep.wait()
             except TimeoutError:
                 continue
+
+    def _introduce_again(self) -> None:
+        """Without a hub, tell neighbours of each other now and then: who came meanwhile knows only a few."""
+        now = self._monotonic()
+        if self._role == "agent" and not self.hubs() and now - self._introduced_at >= REINTRODUCE_S:
+            self._introduced_at = now
+            for peer in self.peers():
+                peer.send(wire.Directory(entries=self._introductions(peer)))
 
     def _dial_some(self) -> None:
         self.book.set_own_addresses(self._business.own_state().addrs)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from driftseed.core import limits
 from driftseed.core.errors import Misuse, TransportError
 from driftseed.core.ids import DeviceId, FleetId
 from driftseed.core.model import NodeAddress
@@ -27,6 +28,7 @@ class Whereabouts:
         book: told who is near.
         ledger: where faults are counted.
         fail: told when watching the network fails for good.
+        follow_relays: listen on the relays of hubs and neighbours; a hub has its own.
     """
 
     def __init__(
@@ -36,16 +38,22 @@ class Whereabouts:
         book: DirectoryBook,
         ledger: Ledger,
         fail: Callable[[BaseException], None],
+        *,
+        follow_relays: bool,
     ) -> None:
         self._endpoint = endpoint
         self._overlay = overlay
         self._book = book
         self._ledger = ledger
+        self._follow_relays = follow_relays
         self._vital = TaskOwner("whereabouts", fail)
         self._tasks = TaskOwner("whereabouts")
         self.observed: dict[DeviceId, str] = {}
         """Our address as others see it, by who says so."""
         self.lan: LanDiscovery | None = None
+        self._signed_relays: tuple[str, ...] = ()
+        self._relays_in_use: tuple[str, ...] | None = None
+        self._setting_relays = asyncio.Lock()
 
     def start(self) -> None:
         """Begin to watch the network."""
@@ -76,30 +84,47 @@ class Whereabouts:
         )
 
     def peer_said(self, peer: OverlayPeer) -> None:
-        """A neighbour may say now that it sees us somewhere else than before.
+        """A neighbour may say now that it sees us somewhere else than before, or that it has a relay.
 
-        A hub is believed, others when two of them say the same.
+        A hub is believed, and while there is none whoever does a hub's work; others when two of them say the same.
         """
+        self._choose_relays()
         seen, before = peer.observed_us, self.observed.get(peer.device)
         if seen is None or seen == before:
             return
         self.observed[peer.device] = seen
         self._not_seen_at(before)
         agree = sum(1 for addr in self.observed.values() if addr == seen)
-        if peer.role == "hub" or agree > 1:
+        trusted = peer.role == "hub" or (peer.state.offers_relay and not self._overlay.hubs())
+        if trusted or agree > 1:
             self._tasks.spawn(self._tell_engine(self._endpoint.add_external, seen), "observed")
 
     def peer_gone(self, peer: OverlayPeer) -> None:
         """A neighbour that saw us is gone."""
+        self._choose_relays()
         self._not_seen_at(self.observed.pop(peer.device, None))
 
     def use_relays(self, relays: Sequence[str]) -> None:
         """Be reachable through any of these, so that the relay of a lost hub is not missed."""
-        self._tasks.spawn(self._set_relays(relays), "relays")
+        self._signed_relays = tuple(relays)
+        self._choose_relays()
 
-    async def _set_relays(self, relays: Sequence[str]) -> None:
+    def _choose_relays(self) -> None:
+        """The hubs' relays; while no hub is there also what neighbours offer."""
+        wanted = set(self._signed_relays)
+        if not self._overlay.hubs():
+            offered = {peer.state.offers_relay for peer in self._overlay.peers() if peer.state.offers_relay}
+            wanted.update(sorted(offered - wanted)[: limits.RELAYS_OFFERED_MAX])
+        chosen = tuple(sorted(wanted))
+        if self._follow_relays and chosen != self._relays_in_use:
+            self._relays_in_use = chosen
+            self._tasks.spawn(self._set_relays(), "relays")
+
+    async def _set_relays(self) -> None:
         try:
-            await self._endpoint.set_relays(relays)
+            # One after the other, and each time what is wanted then: the last one is right.
+            async with self._setting_relays:
+                await self._endpoint.set_relays(self._relays_in_use or ())
         except (Misuse, TransportError) as error:
             # Signed, and still of no use: the others are.
             self._ledger.refuse_error(error)

@@ -1,0 +1,73 @@
+"""An agent that others can reach may relay for those that cannot be punched: what a hub does, without the hub.
+
+It needs the extra ``hub`` (aiohttp, blake3), which most devices do without.
+"""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+from typing import TYPE_CHECKING, Any
+
+from driftseed.core.addresses import parse_host_port
+from driftseed.core.errors import ConfigInvalid, DeviceError
+from driftseed.core.ids import DeviceId
+
+if TYPE_CHECKING:
+    from driftseed.net.relay import RelayServer
+
+
+class AgentRelay:
+    """A relay for the members that an agent has met.
+
+    Args:
+        own: the agent, whom strangers may reach through it to prove membership, and nobody else.
+        listen: ``IP:PORT``, TCP.
+        url: under which others reach it; empty: ``http://`` and ``listen``.
+
+    Raises:
+        DeviceError: the extra is not installed.
+        ConfigInvalid: a wildcard is listened on and no URL is given.
+    """
+
+    def __init__(self, own: DeviceId, listen: str, url: str) -> None:
+        where = parse_host_port(listen, "an address to relay at")
+        if not url:
+            if not where.is_address or ipaddress.ip_address(where.host).is_unspecified or not where.port:
+                raise ConfigInvalid(
+                    f"relay_url: with relay_listen={listen} nobody could know where the relay is",
+                    hint="such as relay_url=http://192.0.2.7:7700: the address at which others reach it",
+                )
+            url = f"http://{where}"
+        self.url = url
+        self._where = where
+        self._own = own
+        self._members: set[DeviceId] = {own}
+        self._server: RelayServer = _library().RelayServer(self._members.__contains__, guests_reach=[own])
+
+    async def start(self) -> None:
+        """Begin to relay. Raises PortTaken or DeviceError."""
+        await self._server.start(self._where.host, self._where.port)
+
+    async def close(self) -> None:
+        """Tell the clients, and stop."""
+        await self._server.close()
+
+    def met(self, device: DeviceId) -> None:
+        """A device has proved its membership: from now on it may reach everyone."""
+        self._members.add(device)
+        self._server.promote(device)
+
+    def stats(self) -> dict[str, int]:
+        """What it has done; see ``net.relay``."""
+        return self._server.stats()
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("driftseed.net.relay")
+    except ModuleNotFoundError as error:
+        raise DeviceError(
+            f"relay_listen is set, and relaying needs {error.name}, which is not installed",
+            hint="pip install 'driftseed[hub]', or driftseed agent config relay_listen=null",
+        ) from None
