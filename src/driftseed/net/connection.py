@@ -184,11 +184,13 @@ class _PathWatcher(iroh.PathChangeCallback):  # type: ignore[misc]  # the genera
     def __init__(self, connection: Connection, callback: Callable[[Path], None]) -> None:
         self._connection = connection
         self._callback = callback
+        # Of its own: whoever asks for the path in between must not make a change go unnoticed.
+        self._last = connection._last_path  # noqa: SLF001 - the same module's other half
 
     async def on_change(self, paths: list[Any]) -> None:
-        before = self._connection._last_path  # noqa: SLF001 - the same module's other half
         chosen = self._connection._choose(paths)  # noqa: SLF001
-        if chosen is None or (chosen.kind, chosen.remote_addr) == (before.kind, before.remote_addr):
+        if chosen is None or (chosen.kind, chosen.remote_addr) == (self._last.kind, self._last.remote_addr):
             return
+        self._last = chosen
         self._connection._last_path = chosen  # noqa: SLF001
         self._callback(chosen)

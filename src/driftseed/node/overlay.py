@@ -185,9 +185,6 @@ class Overlay:
             "linked", extra={"fields": {"peer": peer.device[:16], "role": peer.role, "outgoing": outgoing}}
         )
         peer.send(self._business.own_state())
-        seen = link.connection.remote_socket_addr()
-        if seen is not None:
-            peer.send(wire.Observed(addr=seen))
         if self._role != "publisher":
             peer.send(wire.Directory(entries=self._introductions(peer)))
         self._business.on_peer(peer)

@@ -13,6 +13,7 @@ from driftseed.core.ids import DeviceId
 from driftseed.core.model import NodeAddress
 from driftseed.core.rate import TokenBucket
 from driftseed.net.link import Link
+from driftseed.net.paths import Path
 from driftseed.net.stream import Stream
 from driftseed.node import requests
 from driftseed.node.ledger import Ledger
@@ -48,6 +49,7 @@ class OverlayPeer:
         self.since = monotonic()
         self.observed_us: str | None = None
         """The address at which it sees us."""
+        self._told_seen: str | None = None
         self._ledger = ledger
         self._monotonic = monotonic
         self._outbox: asyncio.Queue[wire.Message] = asyncio.Queue(OUTBOX_MAX)
@@ -79,6 +81,12 @@ class OverlayPeer:
         self.first_state.set()
         self.state_changed.set()
 
+    def tell_where_seen(self, seen: str | None) -> None:
+        """Tell it at which address it is seen, if that is new: it has roamed, or its NAT has forgotten it."""
+        if seen is not None and seen != self._told_seen and self.alive:
+            self._told_seen = seen
+            self.send(wire.Observed(addr=seen))
+
     def send(self, message: wire.Message) -> None:
         """Queue a frame for the control stream; a peer that lets too many wait loses its link."""
         try:
@@ -93,6 +101,9 @@ class OverlayPeer:
         on_request: Callable[[OverlayPeer, Stream], Awaitable[None]],
     ) -> None:
         """Read, write and serve until the link ends; a peer's fault ends its link and nothing else."""
+        self.tell_where_seen(self.link.connection.remote_socket_addr())
+        # A link may begin on a relay, and its path may change at any time.
+        watch = self.link.connection.watch_path(self._path_changed)
         try:
             self._tasks.spawn(self._write(), "write")
             self._tasks.spawn(self._accept(on_request), "accept")
@@ -109,6 +120,11 @@ class OverlayPeer:
             self._ended.set()
             self.close("ended")
             await self._tasks.close()
+            await watch.stop()
+
+    def _path_changed(self, path: Path) -> None:
+        if path.kind != "relayed":
+            self.tell_where_seen(path.remote_addr)
 
     def close(self, reason: str) -> None:
         """End the link, telling the peer why."""
