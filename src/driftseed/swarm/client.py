@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -28,14 +26,13 @@ from driftseed.core.ids import Digest
 from driftseed.core.verified import VerifiedTorrent
 from driftseed.store import files
 from driftseed.swarm import protocol
+from driftseed.swarm.child import STOP_TIMEOUT_S, Child
 from driftseed.swarm.protocol import Event, Progress
 
 PARTIAL_SUFFIX: Final = ".unverified"
 """Of a file whose SHA-256 was not yet compared with the signed one."""
 START_TIMEOUT_S: Final = 15.0
 """Seconds in which a new engine must say where it listens; a slow board needs some."""
-STOP_TIMEOUT_S: Final = 2.5
-"""Seconds in which the engine must end by itself when told; then it is killed."""
 COMMAND_TIMEOUT_S: Final = 10.0
 """Seconds in which the engine must take, or answer, a command."""
 DEATHS_MAX: Final = 5
@@ -44,17 +41,8 @@ DEATHS_WINDOW_S: Final = 60.0
 RESTART_DELAY_MAX_S: Final = 5.0
 RESTART_DELAY_S: Final = 0.1
 """Seconds before the first restart; doubled for each further death in the window."""
-HEAP: Final = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "MALLOC_MMAP_THRESHOLD_": "131072",
-}
-"""For glibc: a heap for each thread, and keeping what was freed, cost 17 MB after a fast transfer."""
-STDERR_TAIL_BYTES: Final = 2048
-"""Bytes of what the engine last said on stderr, kept for the error message."""
 BANS_KEPT_MAX: Final = 1024
 """Banned addresses that a new engine is told."""
-RECEIVE_BYTES: Final = 64 * limits.KIB
 
 log = logging.getLogger(__name__)
 
@@ -66,18 +54,6 @@ class _Wanted:
     add: protocol.Add
     peers: dict[tuple[str, int], None] = field(default_factory=dict)
     """Addresses it was told to connect to, the newest last."""
-
-
-@dataclass(slots=True)
-class _Child:
-    """A running engine."""
-
-    process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    stderr: asyncio.Task[bytes]
-    frames: protocol.FrameDecoder[protocol.EngineEvent] = field(default_factory=protocol.event_decoder)
-    address: tuple[str, int] = ("", 0)
 
 
 class Engine:
@@ -103,7 +79,9 @@ class Engine:
         self._bans: dict[str, None] = {}
         self._progress: dict[Digest, Progress] = {}
         self._renames: dict[Digest, asyncio.Future[None]] = {}
-        self._child: _Child | None = None
+        self._child: Child | None = None
+        self._address = ("", 0)
+        """Where the newest engine listens; port 0 until it has said so."""
         self._supervisor: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._stopping = False
@@ -134,10 +112,10 @@ class Engine:
             supervisor.cancel()  # between two engines
         else:
             with contextlib.suppress(OSError):  # it has just died, which is what is wanted
-                child.writer.write(protocol.encode(protocol.Stop()))
+                child.tell(protocol.Stop())
             done, _ = await asyncio.wait({supervisor}, timeout=STOP_TIMEOUT_S)
             if not done:
-                child.process.kill()
+                child.kill()
         await asyncio.wait({supervisor})
         if not supervisor.cancelled() and (error := supervisor.exception()) is not None:
             raise error
@@ -150,7 +128,7 @@ class Engine:
     @property
     def pid(self) -> int | None:
         """Process id of the engine, when it runs."""
-        return None if self._child is None else self._child.process.pid
+        return None if self._child is None else self._child.pid
 
     @property
     def listen_address(self) -> tuple[str, int]:
@@ -161,7 +139,7 @@ class Engine:
         """
         if self._child is None:
             raise EngineFailed("the BitTorrent engine is not running")
-        return self._child.address
+        return self._address
 
     # --- what to carry --------------------------------------------------------------------------
 
@@ -310,63 +288,44 @@ class Engine:
         if child is None:
             return
         try:
-            child.writer.write(protocol.encode(command))
+            child.tell(command)
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                await child.writer.drain()
+                await child.drain()
         except TimeoutError:
             # Alive but deaf: the supervisor starts one that listens, and tells it this too.
             log.warning("the BitTorrent engine takes no commands and is killed")
-            child.process.kill()
+            child.kill()
         except OSError:
             log.debug("the BitTorrent engine died before it took a command")
 
-    # --- the process ----------------------------------------------------------------------------
+    # --- its processes, one after the other -------------------------------------------------------
 
-    async def _spawn(self) -> _Child:
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",  # the working directory is not ours to import from
-                    "-m",
-                    "driftseed.swarm.engine",
-                    str(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE,
-                    pass_fds=(theirs.fileno(),),
-                    # A signal to the agent's group (Ctrl-C) is for the agent, which then ends the engine.
-                    start_new_session=True,
-                    env={**os.environ, **HEAP},
-                )
-            reader, writer = await asyncio.open_connection(sock=ours)
-        except OSError as error:
-            ours.close()
-            raise EngineFailed(f"the BitTorrent engine does not start: {error}") from error
-        child = _Child(process, reader, writer, asyncio.create_task(_tail(process.stderr)))
+    async def _spawn(self) -> Child:
+        self._address = ("", 0)
+        child = await Child.spawn()
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                while not child.address[1]:
+                while not self._address[1]:
                     await self._receive(child)
                 self._replay(child)
                 self._child = child  # from here on commands go to it: none may fall between
-                await child.writer.drain()
+                await child.drain()
         except (TimeoutError, EOFError, OSError, ValueError) as error:
             self._child = None
-            _, said = await self._reap(child)
+            _, said = await child.reap()
             raise EngineFailed(
                 f"the BitTorrent engine does not start: {said or str(error) or type(error).__name__}",
                 hint="python -c 'import libtorrent' must work for the user that runs the agent",
             ) from error
         except asyncio.CancelledError:
             self._child = None
-            await self._reap(child)
+            await child.reap()
             raise
-        self._on_event(protocol.Ready(ip=child.address[0], port=child.address[1]))
+        ip, port = self._address
+        self._on_event(protocol.Ready(ip=ip, port=port))
         return child
 
-    def _replay(self, child: _Child) -> None:
+    def _replay(self, child: Child) -> None:
         """Tell a new engine all that the last one knew."""
         commands: list[protocol.Command] = [self._limits]
         commands += (protocol.Ban(ip=ip) for ip in self._bans)
@@ -374,9 +333,9 @@ class Engine:
             commands.append(wanted.add)
             commands += (protocol.ConnectPeer(sha256=sha256, ip=ip, port=port) for ip, port in wanted.peers)
         for command in commands:
-            child.writer.write(protocol.encode(command))
+            child.tell(command)
 
-    async def _supervise(self, child: _Child) -> None:
+    async def _supervise(self, child: Child) -> None:
         deaths: deque[float] = deque()
         while True:
             status, said = await self._serve(child)
@@ -400,7 +359,7 @@ class Engine:
                     continue
                 break
 
-    async def _serve(self, child: _Child) -> tuple[int, str]:
+    async def _serve(self, child: Child) -> tuple[int, str]:
         """Pass on what the engine says until it ends; return its exit status and last words."""
         problem = ""
         try:
@@ -412,23 +371,20 @@ class Engine:
             problem = f"it sent what is no event: {error}"
         finally:
             self._child = None
-            status, said = await self._reap(child)
+            status, said = await child.reap()
             for done in self._renames.values():
                 if not done.done():
                     done.set_exception(EngineFailed("the BitTorrent engine died while renaming"))
         return status, problem or said
 
-    async def _receive(self, child: _Child) -> None:
-        data = await child.reader.read(RECEIVE_BYTES)
-        if not data:
-            raise EOFError("the engine closed its socket")
-        for event in child.frames.receive(data):
-            self._handle(child, event)
+    async def _receive(self, child: Child) -> None:
+        for event in await child.receive():
+            self._handle(event)
 
-    def _handle(self, child: _Child, event: protocol.EngineEvent) -> None:
+    def _handle(self, event: protocol.EngineEvent) -> None:
         match event:
             case protocol.Ready():
-                child.address = (event.ip, event.port)
+                self._address = (event.ip, event.port)
                 return  # told when it knows what to carry
             case protocol.Progress():
                 if event.sha256 not in self._wanted:
@@ -453,26 +409,3 @@ class Engine:
             done.set_result(None)
         else:
             done.set_exception(error)
-
-    async def _reap(self, child: _Child) -> tuple[int, str]:
-        """Make sure that the process is gone; return its exit status and last words."""
-        child.writer.transport.abort()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                status = await child.process.wait()
-        except (TimeoutError, asyncio.CancelledError) as error:
-            child.process.kill()
-            status = await child.process.wait()
-            if isinstance(error, asyncio.CancelledError):
-                child.stderr.cancel()
-                raise
-        said = (await child.stderr).decode(errors="replace").strip()
-        return status, said
-
-
-async def _tail(stream: asyncio.StreamReader | None) -> bytes:
-    """Read all of a stream, keeping its end."""
-    tail = b""
-    while stream is not None and (data := await stream.read(RECEIVE_BYTES)):
-        tail = (tail + data)[-STDERR_TAIL_BYTES:]
-    return tail
