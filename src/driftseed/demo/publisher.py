@@ -27,7 +27,6 @@ NAME = "demo"
 TIMESTAMP = "metadata/timestamp.json"
 LABELS = {"site": "demo"}
 _TICKET_LIFETIME_S = 3600.0
-_PUBLISH_TIMEOUT_S = 60.0
 _FORGED_AHEAD = 1000
 """Versions by which a forged timestamp is ahead: it would count before all true ones, if it counted."""
 
@@ -123,11 +122,9 @@ class Publisher:
         """The files of a variant, read back from what was signed."""
         return payload.unpack(self.repository.content(signed.artifacts[arch]))
 
-    async def publish(self) -> PublishResult:
+    async def publish(self, timeout_s: float) -> PublishResult:
         """Hand everything to the hub. Raises DriftseedError."""
-        return await publish_to_hub(
-            self.repository, self._ticket, timeout_s=_PUBLISH_TIMEOUT_S, progress=_untold
-        )
+        return await publish_to_hub(self.repository, self._ticket, timeout_s=timeout_s, progress=_untold)
 
     def publish_through(self, api: LocalApi) -> PublishResult:
         """Hand everything to an agent, through its local socket; blocking. Raises DriftseedError."""

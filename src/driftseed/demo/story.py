@@ -183,7 +183,7 @@ class Story:
             f"{size:.1f} MB for each of {', '.join(first.artifacts)}"
         )
         self._deployment = first.deployment
-        published = asyncio.create_task(self._publisher.publish(), name="publish")
+        published = asyncio.create_task(self._publisher.publish(self._patience_s), name="publish")
         try:
             await self._until("version 1 on all", lambda: self._all_are(first, State.SUCCEEDED), published)
             await published
@@ -210,7 +210,7 @@ class Story:
         second = await self._sign(payload.NEXT)
         self._deployment = second.deployment
         version = self._publisher.repository.timestamp_version
-        published = asyncio.create_task(self._publisher.publish(), name="publish")
+        published = asyncio.create_task(self._publisher.publish(self._patience_s), name="publish")
         self._show.say(
             f"published: {payload.RELEASE} {second.version}, without the modules that PEP 594 retired"
         )
