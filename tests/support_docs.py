@@ -216,8 +216,36 @@ def structs(*kinds: type[msgspec.Struct]) -> Callable[[], str]:
 # --- lifecycle -----------------------------------------------------------------------------------
 
 
+def state_diagram() -> str:
+    """The lifecycle's table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {_identifier(lifecycle.State.WAITING)}"]
+    lines += [
+        f'    state "{each.state}" as {_identifier(each.state)}'
+        for each in lifecycle.DEFINITIONS
+        if _identifier(each.state) != each.state
+    ]
+    for each in lifecycle.DEFINITIONS:
+        targets: dict[lifecycle.State, list[str]] = {}
+        for event, following in each.on.items():
+            if event is not lifecycle.Event.ABORTED:
+                targets.setdefault(following, []).append(event)
+        if each.resume is not None and each.resume is not each.state:
+            targets.setdefault(each.resume, []).append("power cut")
+        lines += [
+            f"    {_identifier(each.state)} --> {_identifier(following)}: {', '.join(events)}"
+            for following, events in targets.items()
+        ]
+        if each.phase is lifecycle.Phase.OVER:
+            lines.append(f"    {_identifier(each.state)} --> [*]")
+    return "\n".join(lines) + "\n"
+
+
+def _identifier(state: lifecycle.State) -> str:
+    return state.replace("-", "_")
+
+
 def lifecycle_region() -> str:
-    return f"```mermaid\n{lifecycle.as_mermaid().strip()}\n```"
+    return f"```mermaid\n{state_diagram().strip()}\n```"
 
 
 REGIONS: dict[str, dict[str, Callable[[], str]]] = {

@@ -147,6 +147,8 @@ MAY_IMPORT: Final[Mapping[str, frozenset[str]]] = {
     **{middle: frozenset({"core"}) for middle in MIDDLE},
     "node": MIDDLE | {"core"},
     **{main: MIDDLE | {"core", "node"} for main in MAINS},
+    # What drives a whole fleet of the real parts, to show, to measure and to try them: nothing of the product
+    # imports these, only the command line starts them. The laboratory asks its agents as the benchmarks do.
     "demo": MIDDLE | MAINS | {"core", "node"},
     "bench": MIDDLE | MAINS | {"core", "node"},
     "lab": MIDDLE | MAINS | {"core", "node", "bench"},
@@ -319,11 +321,17 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, object]]:
 # --- (vii) no module grows past reading ---------------------------------------------------------
 
 
+LISTS: Final[Mapping[str, str]] = {
+    "driftseed.core.errors": "every error there is, by exit code: one list, so that no code is given twice",
+}
+"""Modules that may be long, each with the reason: they are looked up in, and not read through."""
+
+
 def long_modules(modules: list[Module]) -> list[str]:
     return [
         f"{module.name} has {lines} lines: split it by its reasons to change"
         for module in modules
-        if (lines := len(module.source.splitlines())) >= LINES_MAX
+        if (lines := len(module.source.splitlines())) >= LINES_MAX and module.name not in LISTS
     ]
 
 
@@ -499,5 +507,5 @@ def test_a_long_module_is_found() -> None:
 
 def test_the_rules_see_the_source() -> None:
     parts = {module.part for module in MODULES}
-    assert {"core", "trust", "net", "swarm", "install", "store", "node", "cli"} <= parts
-    assert all(each in {module.name for module in MODULES} for each in RENAMERS)
+    assert parts - {""} == MAY_IMPORT.keys()
+    assert {*RENAMERS, *LISTS} <= {module.name for module in MODULES}

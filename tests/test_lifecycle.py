@@ -17,10 +17,10 @@ from driftseed.core.lifecycle import (
     Event,
     Phase,
     State,
-    as_mermaid,
     resume,
     step,
 )
+from support_docs import state_diagram
 
 NOT_OVER = sorted(set(State) - TERMINAL)
 
@@ -160,7 +160,7 @@ def test_the_longest_way_without_a_power_cut_fits_the_bound() -> None:
 
 
 def test_the_diagram_shows_every_state_and_every_way() -> None:
-    diagram = as_mermaid()
+    diagram = state_diagram()
     assert diagram.startswith("stateDiagram-v2\n")
     for (state, event), row in TABLE.items():
         if event is not Event.ABORTED and not (event is Event.INTERRUPTED and row.next is state):

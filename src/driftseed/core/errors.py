@@ -1,7 +1,7 @@
 """Every error that a person or a report can meet, grouped by whose fault it is.
 
 An error says what happened, to what, and what to do. ``exit_code`` is what a command returns and
-``reason`` the token that reports, counters and ``--json`` carry; both are a contract (docs/operating.md
+``reason`` the token that reports, counters and ``--json`` carry; both are a contract (docs/errors.md
 lists them) and are never reused for something else.
 
 ====== ===================== ==========================================
@@ -133,6 +133,44 @@ class UnsafePermissions(Misuse):
     reason = "permissions-unsafe"
 
 
+class Conflict(Misuse):
+    """The request contradicts what is there now, such as removing an update that is installed."""
+
+    exit_code = 22
+    reason = "conflict"
+
+
+class RequestRefused(Misuse):
+    """A request to the local or the hub's API that HTTP itself, or a limit, does not allow.
+
+    Args:
+        message: what is wrong with it.
+        status: the HTTP status that says so (400 to 499, or 503 and 505).
+        hint: what to send instead.
+    """
+
+    exit_code = 23
+    reason = "request-refused"
+
+    def __init__(self, message: str, *, status: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class ConfigInvalid(Misuse):
+    """A configuration has an unknown key, or a value of the wrong type or range."""
+
+    exit_code = 24
+    reason = "config-invalid"
+
+
+class PassphraseNeeded(Misuse):
+    """A key is encrypted, and there is neither a terminal to ask at nor ``DRIFTSEED_PASSPHRASE``."""
+
+    exit_code = 25
+    reason = "passphrase-needed"
+
+
 class TrustError(DriftseedError):
     """Signed metadata, or content, does not prove what it must prove."""
 
@@ -194,6 +232,13 @@ class ReportInvalid(TrustError):
 
     exit_code = 38
     reason = "report-invalid"
+
+
+class MemberRevoked(NotAMember):
+    """A device, or the hub or ticket that let it in, was expelled by signed metadata."""
+
+    exit_code = 39
+    reason = "member-revoked"
 
 
 class TransportError(DriftseedError):
@@ -331,44 +376,6 @@ class StoreDamaged(DeviceError):
     reason = "store-damaged"
 
 
-class Conflict(Misuse):
-    """The request contradicts what is there now, such as removing an update that is installed."""
-
-    exit_code = 22
-    reason = "conflict"
-
-
-class RequestRefused(Misuse):
-    """A request to the local or the hub's API that HTTP itself, or a limit, does not allow.
-
-    Args:
-        message: what is wrong with it.
-        status: the HTTP status that says so (400 to 499, or 503 and 505).
-        hint: what to send instead.
-    """
-
-    exit_code = 23
-    reason = "request-refused"
-
-    def __init__(self, message: str, *, status: int, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
-
-
-class ConfigInvalid(Misuse):
-    """A configuration has an unknown key, or a value of the wrong type or range."""
-
-    exit_code = 24
-    reason = "config-invalid"
-
-
-class PassphraseNeeded(Misuse):
-    """A key is encrypted, and there is neither a terminal to ask at nor ``DRIFTSEED_PASSPHRASE``."""
-
-    exit_code = 25
-    reason = "passphrase-needed"
-
-
 class NoVariant(DeviceError):
     """No artifact of a release is for this device."""
 
@@ -397,6 +404,13 @@ class RebootFailed(DeviceError):
     reason = "reboot-failed"
 
 
+class KeyUnusable(DeviceError):
+    """A key device, or a cloud key service, does not sign."""
+
+    exit_code = 85
+    reason = "key-unusable"
+
+
 class LabUnavailable(DeviceError):
     """This machine does not let the laboratory make its networks."""
 
@@ -409,17 +423,3 @@ class LabFailed(DeviceError):
 
     exit_code = 89
     reason = "lab-failed"
-
-
-class KeyUnusable(DeviceError):
-    """A key device, or a cloud key service, does not sign."""
-
-    exit_code = 85
-    reason = "key-unusable"
-
-
-class MemberRevoked(NotAMember):
-    """A device, or the hub or ticket that let it in, was expelled by signed metadata."""
-
-    exit_code = 39
-    reason = "member-revoked"

@@ -383,31 +383,3 @@ def resume(state: State) -> State:
         RuntimeError: it is over.
     """
     return step(state, Event.INTERRUPTED).next
-
-
-def as_mermaid() -> str:
-    """The table as a Mermaid state diagram, for docs/architecture.md; dotted-in words are power cuts."""
-    lines = ["stateDiagram-v2", f"    [*] --> {_identifier(State.WAITING)}"]
-    lines += [
-        f'    state "{each.state}" as {_identifier(each.state)}'
-        for each in DEFINITIONS
-        if _identifier(each.state) != each.state
-    ]
-    for each in DEFINITIONS:
-        targets: dict[State, list[str]] = {}
-        for event, following in each.on.items():
-            if event is not Event.ABORTED:
-                targets.setdefault(following, []).append(event)
-        if each.resume is not None and each.resume is not each.state:
-            targets.setdefault(each.resume, []).append("power cut")
-        lines += [
-            f"    {_identifier(each.state)} --> {_identifier(following)}: {', '.join(events)}"
-            for following, events in targets.items()
-        ]
-        if each.phase is Phase.OVER:
-            lines.append(f"    {_identifier(each.state)} --> [*]")
-    return "\n".join(lines) + "\n"
-
-
-def _identifier(state: State) -> str:
-    return state.replace("-", "_")
