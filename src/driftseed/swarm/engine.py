@@ -12,7 +12,6 @@ while a content moves.
 from __future__ import annotations
 
 import resource
-import secrets
 import selectors
 import socket
 import sys
@@ -24,26 +23,15 @@ import libtorrent as lt
 
 from driftseed.swarm import protocol, settings
 from driftseed.swarm.division import piece_priorities
+from driftseed.swarm.session import RECEIVE_BYTES, Session
 
 SEND_TIMEOUT_S: Final = 30.0
 """Seconds in which the parent must take an event; it reads all the time, so it is gone or hung."""
 FLUSH_TIMEOUT_S: Final = 1.5
 """Seconds for writing out what is in memory when told to stop."""
-RECEIVE_BYTES: Final = 256 * 1024
 
-_NO_PLUGINS: Final = 0
-"""For the session: above all no peer exchange. What a peer calls an address of others is here one of the
-device's own loopback addresses, so it could make the engine connect to any local service."""
 _PLAIN_STATUS: Final = 0
 """For post_torrent_updates: none of the figures that cost a walk over all pieces."""
-_NOT_LOOPBACK: Final = (
-    ("0.0.0.0", "126.255.255.255"),  # noqa: S104  # a range of peers, not a listener
-    ("128.0.0.0", "255.255.255.255"),
-    ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
-)
-"""Never talked to: a peer may name addresses to connect to (BEP 55, which cannot be switched off)."""
-_BLOCKED: Final = 1
-"""In an ip_filter: this address is not talked to."""
 
 
 class Transfer:
@@ -82,35 +70,12 @@ class Engine:
         self._frames = protocol.command_decoder()
         self._transfers: dict[str, Transfer] = {}
         self._by_torrent: dict[Any, Transfer] = {}
-        self._blocked = lt.ip_filter()
-        for first, last in _NOT_LOOPBACK:
-            self._blocked.add_rule(first, last, _BLOCKED)
         self._stopping = False
         self._dirty = False
         """Something may have moved since the last report."""
 
-        category = lt.alert.category_t
-        mask = (
-            category.error_notification
-            | category.status_notification
-            | category.storage_notification
-            | category.peer_notification
-            | category.connect_notification
-        )
-        self._peer_id = settings.PEER_ID_PREFIX + secrets.token_hex(settings.PEER_ID_RANDOM_BYTES).encode()
-        chosen: Any = settings.SETTINGS | {"alert_mask": mask, "peer_fingerprint": self._peer_id.decode()}
-        self._session = lt.session(chosen, _NO_PLUGINS)
-        # libtorrent takes local peers for neighbours in the same room: outside all limits and slots. Here they
-        # are remote devices behind tunnels, so every address is put into the one class that has the limits.
-        everybody = lt.ip_filter()
-        everybody.add_rule("127.0.0.0", "127.255.255.255", 1 << int(lt.session.global_peer_class_id))
-        self._session.set_peer_class_filter(everybody)
-        self._session.set_ip_filter(self._blocked)
-        self._wake, wake_write = socket.socketpair()
-        self._wake.setblocking(False)
-        wake_write.setblocking(False)
-        self._wake_write = wake_write  # libtorrent keeps only its number
-        self._session.set_alert_fd(wake_write.fileno())
+        self._confined = Session()
+        self._session = self._confined.libtorrent
 
         self._commands: dict[type[Any], Callable[[Any], None]] = {
             protocol.Add: self._add,
@@ -150,7 +115,7 @@ class Engine:
         """
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ, self._read_commands)
-            selector.register(self._wake, selectors.EVENT_READ, self._read_alerts)
+            selector.register(self._confined.wake, selectors.EVENT_READ, self._read_alerts)
             report_at = 0.0
             while not self._stopping:
                 timeout = max(0.0, report_at - time.monotonic()) if self._dirty else None
@@ -174,9 +139,7 @@ class Engine:
             self._commands[type(command)](command)
 
     def _read_alerts(self) -> None:
-        self._wake.recv(RECEIVE_BYTES)
-        # An alert is dead after the next pop_alerts (arvidn/libtorrent#6437): none is kept.
-        for alert in self._session.pop_alerts():
+        for alert in self._confined.alerts():
             handler = self._alerts.get(type(alert))
             if handler is not None:
                 handler(alert)
@@ -246,12 +209,7 @@ class Engine:
             transfer.handle.connect_peer((command.ip, command.port))
 
     def _ban(self, command: protocol.Ban) -> None:
-        self._block(command.ip)
-
-    def _block(self, ip: str) -> None:
-        # libtorrent bans an address and port, and a device comes from a new port each time.
-        self._blocked.add_rule(ip, ip, _BLOCKED)
-        self._session.set_ip_filter(self._blocked)
+        self._confined.block(command.ip)
 
     def _set_limits(self, command: protocol.SetLimits) -> None:
         self._session.apply_settings(
@@ -355,10 +313,12 @@ class Engine:
             transfer.regroup = any(peer.flags & unknown for peer in peers)
             members = frozenset(
                 peer.pid.to_bytes() for peer in peers if not peer.flags & (unknown | lt.peer_info.seed)
-            ) - {self._peer_id}
+            ) - {self._confined.peer_id}
             if members != transfer.members:
                 transfer.members = members
-                transfer.handle.prioritize_pieces(piece_priorities(transfer.pieces, self._peer_id, members))
+                transfer.handle.prioritize_pieces(
+                    piece_priorities(transfer.pieces, self._confined.peer_id, members)
+                )
 
     def _on_hash_failed(self, alert: Any) -> None:
         transfer = self._transfer(alert)
@@ -371,7 +331,7 @@ class Engine:
 
     def _on_ban(self, alert: Any) -> None:
         ip = alert.endpoint[0]
-        self._block(ip)
+        self._confined.block(ip)  # libtorrent itself bans only this port of it
         if transfer := self._transfer(alert):
             self._send(protocol.Banned(sha256=transfer.sha256, ip=ip))
 
