@@ -13,9 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from driftseed.agent.api import routes
 from driftseed.agent.config import AgentConfig, ConfigStore
+from driftseed.agent.control import Control
 from driftseed.agent.daemon import Agent
 from driftseed.agent.join import join
+from driftseed.agent.localhttp import LocalServer
+from driftseed.agent.submissions import Submissions
+from driftseed.cli.client import Client
 from driftseed.core import limits
 from driftseed.core.ids import parse_safe_name
 from driftseed.core.lifecycle import TERMINAL, State
@@ -192,6 +197,21 @@ class Fleet:
         self.agents.clear()
         self.hubs.clear()
         await asyncio.gather(*(member.close() for member in members))
+
+
+@contextlib.asynccontextmanager
+async def local_api(agent: Agent) -> AsyncIterator[Client]:
+    """The local API of an agent, on its socket, as ``agent run`` offers it."""
+    control = Control(agent, ConfigStore(agent.home.directory))
+    submissions = Submissions(agent.home.directory, control, new_id=lambda: uuid.uuid4().hex)
+    server = LocalServer(agent.home.socket, routes(control, submissions), dropped=agent.node.ledger.drop)
+    await submissions.start()
+    await server.start()
+    try:
+        yield Client(agent.home.socket, "agent")
+    finally:
+        await server.close()
+        await submissions.close()
 
 
 def _quiet(_what: str, _done: int) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
+from driftseed.core import wire
 from driftseed.core.errors import (
     DriftseedError,
     MetadataExpired,
@@ -73,7 +74,7 @@ class MetadataKeeper:
         self.notice: VerifiedNotice | None = None
         """The newest notice that verified; it may be ahead of ``fleet``."""
         self.reconcile: Callable[[bytes, bytes], bytes | None] | None = None
-        """Settles two timestamps of one version, for those who hold the timestamp key (ours, theirs)."""
+        """Settles two timestamps that were signed apart, for those who hold the timestamp key (ours, theirs)."""
         self._neighbourhood = neighbourhood
         self._ledger = ledger
         self._on_fleet = on_fleet
@@ -132,7 +133,7 @@ class MetadataKeeper:
                 f"timestamp version {notice.version} offered, version {self.known} is trusted",
             )
             return
-        if notice.version == self.known and self.reconcile is not None:
+        if self.reconcile is not None:
             rival = self.newest()
             settled = self.reconcile(rival, data) if rival is not None else None
             if settled is not None:
@@ -157,6 +158,16 @@ class MetadataKeeper:
             self._look_at(peer)
         if (self.known > self.ready or self.fleet is None) and peer.state.ready >= self.known:
             self._wake.set()
+        if self._rivals(peer.state) and (newest := self.newest()) is not None:
+            peer.send(wire.Notice(timestamp=newest))
+
+    def _rivals(self, theirs: wire.State) -> bool:
+        """Whether a neighbour holds another timestamp of our version, over an older snapshot: a hub can settle it."""
+        return (
+            self.fleet is not None
+            and theirs.timestamp_version == theirs.ready == self.ready == self.known
+            and theirs.snapshot_version < self.fleet.snapshot_version
+        )
 
     def peer_gone(self, peer: OverlayPeer) -> None:
         """A link ended."""

@@ -8,6 +8,7 @@ are handed over as they are. Either way the receiver verifies everything by itse
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -299,16 +300,22 @@ def publish_to_agent(repository: FleetRepository, api: LocalApi, *, progress: Pr
     }
     total = sum(artifact.length for artifact in contents.values())
     submission = str(api.request("POST", "/v1/submit")["submission"])
-    for name, data in files.items():
-        progress(0, total, "metadata")
-        api.send_file(f"/v1/submit/{submission}/files/{name}", data)
-    missing = api.request("GET", f"/v1/submit/{submission}")["missing"]
-    done = sum(artifact.length for sha256, artifact in contents.items() if sha256 not in missing)
-    for sha256 in missing:
-        progress(done, total, "content")
-        api.send_file(f"/v1/submit/{submission}/content/{sha256}", repository.content(contents[sha256]))
-        done += contents[sha256].length
-    answer = api.request("POST", f"/v1/submit/{submission}/commit")
+    try:
+        for name, data in files.items():
+            progress(0, total, "metadata")
+            api.send_file(f"/v1/submit/{submission}/files/{name}", data)
+        missing = api.request("GET", f"/v1/submit/{submission}")["missing"]
+        done = sum(artifact.length for sha256, artifact in contents.items() if sha256 not in missing)
+        for sha256 in missing:
+            progress(done, total, "content")
+            api.send_file(f"/v1/submit/{submission}/content/{sha256}", repository.content(contents[sha256]))
+            done += contents[sha256].length
+        answer = api.request("POST", f"/v1/submit/{submission}/commit")
+    except BaseException:
+        # The agent takes one submission at a time: this one must not keep the next one out. It may be gone already.
+        with contextlib.suppress(DriftseedError):
+            api.request("DELETE", f"/v1/submit/{submission}")
+        raise
     progress(total, total, "done")
     return PublishResult(
         node=str(status["device"]),

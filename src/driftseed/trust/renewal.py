@@ -54,23 +54,26 @@ class TimestampRenewer:
         return self._sign(timestamp.version + 1, timestamp.snapshot_meta)
 
     def reconcile(self, ours: bytes, other: bytes) -> bytes | None:
-        """Settle two timestamps of the same version: the publisher and a hub both signed the next one.
+        """Settle two timestamps that were signed apart: by a publisher and a hub, or by two hubs.
 
-        Devices keep the first of a version that they meet (TUF 5.4.3), so the newer snapshot needs a version
-        above both.
+        Devices keep the first of a version that they meet (TUF 5.4.3), and never go back to an older snapshot
+        (5.5.5), so the newer snapshot needs a version above both.
 
         Returns:
-            The next version over the newer snapshot; None when ``other`` is not of the same version, or its
-            snapshot is not newer.
+            The next version over the newer snapshot, when ``other`` has the same version and a newer snapshot,
+            or a newer version over an older snapshot; None when nothing is to be settled, or by others.
 
         Raises:
             MetadataInvalid: one of them is not signed as the trusted root says.
             Misuse: the root does not name this key any more.
         """
         mine, theirs = self._verified(ours), self._verified(other)
-        if mine.version != theirs.version or theirs.snapshot_meta.version <= mine.snapshot_meta.version:
-            return None
-        return self._sign(mine.version + 1, theirs.snapshot_meta)
+        ahead = theirs.snapshot_meta.version - mine.snapshot_meta.version
+        if theirs.version == mine.version and ahead > 0:
+            return self._sign(mine.version + 1, theirs.snapshot_meta)
+        if theirs.version > mine.version and ahead < 0:
+            return self._sign(theirs.version + 1, mine.snapshot_meta)
+        return None
 
     def _verified(self, data: bytes) -> Timestamp:
         return verified(data, Timestamp, TIMESTAMP_NAME, self._trust.root, Timestamp.type)
