@@ -24,7 +24,7 @@ from driftseed.core.apiviews import (
     UpdateDetail,
     UpdateView,
 )
-from driftseed.core.errors import ClockWrong, Conflict, FileMissing, NotFound
+from driftseed.core.errors import ClockWrong, Conflict, FileMissing, MetadataReplayed, NotFound
 from driftseed.core.ids import Digest
 from driftseed.core.lifecycle import BY_STATE, Phase
 from driftseed.core.metrics import Metrics
@@ -74,7 +74,7 @@ class Control:
                 )
                 for name, each in agent.journal.installed().items()
             },
-            labels=dict(agent.record.labels),
+            labels=agent.labels,
             inventory=agent.inventory,
             free_bytes=free_bytes(agent.home.directory),
             content=views.content_view(node),
@@ -238,7 +238,19 @@ class Control:
             TrustError, FileMissing: nothing was taken over. DeviceError: it could not be kept.
         """
         node = self._agent.node
-        fleet = await node.keeper.refresh(source)
+        try:
+            fleet = await node.keeper.refresh(source)
+        except MetadataReplayed:
+            # A stick that lay in a drawer: what it brings is still good if what is trusted now wants it.
+            known = node.fleet
+            wanted = (
+                {a.sha256 for d in known.deployments for a in d.release.manifest.artifacts}
+                if known
+                else set()
+            )
+            if known is None or not contents or not wanted >= set(contents):
+                raise
+            fleet = known
         for digest, path in contents.items():
             await node.contents.take_in(digest, path)
         node.overlay.announce()

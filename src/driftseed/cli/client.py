@@ -13,7 +13,7 @@ import socket
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from driftseed.core.errors import AgentUnreachable, DriftseedError, Misuse, UnsafePermissions
@@ -37,6 +37,13 @@ class RemoteError(DriftseedError):
         # The class has placeholders; what counts is what the other side said.
         self.reason = reason  # type: ignore[misc]  # a ClassVar of the base, shadowed on purpose
         self.exit_code = exit_code  # type: ignore[misc]  # as above
+
+
+class Readable(Protocol):
+    """An open file, or what reads like one."""
+
+    def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes; none at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +95,13 @@ class Client:
             }
             return self._exchange("PUT", path, file, headers, SEND_TIMEOUT_S)
 
+    def send_stream(self, path: str, body: Readable, length: int) -> dict[str, Any]:
+        """``PUT`` as many bytes of an open file. Errors as for ``request``, and those of the file itself."""
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
+        return self._exchange("PUT", path, body, headers, SEND_TIMEOUT_S)
+
     def _exchange(
-        self, method: str, path: str, body: bytes | BinaryIO | None, headers: dict[str, str], timeout_s: float
+        self, method: str, path: str, body: bytes | Readable | None, headers: dict[str, str], timeout_s: float
     ) -> dict[str, Any]:
         connection, prefix = self._connect(timeout_s)
         headers["Accept"] = "application/json"

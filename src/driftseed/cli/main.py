@@ -17,8 +17,10 @@ from driftseed import __version__
 from driftseed.cli import (
     agent,
     bench,
+    bundle,
     demo,
     deploy,
+    device,
     fleet,
     hub,
     key,
@@ -74,10 +76,12 @@ def _options(
 app.add_typer(fleet.app, name="fleet")
 app.add_typer(key.app, name="key")
 app.add_typer(root.app, name="root")
+app.add_typer(device.app, name="device")
 app.add_typer(tuf.app, name="tuf")
 app.add_typer(release.app, name="release")
 app.command("deploy")(deploy.deploy)
 app.command("publish")(publish.publish)
+app.add_typer(bundle.app, name="bundle")
 app.add_typer(hub.app, name="hub")
 app.add_typer(lab.app, name="lab")
 app.add_typer(agent.app, name="agent")

@@ -156,6 +156,10 @@ class FleetTrust:
         """A file of the trusted state by its repository name, for neighbours; None for any other name."""
         return self._kept.read(name)
 
+    def names(self) -> frozenset[str]:
+        """Repository names of all files of the trusted state."""
+        return self._kept.names()
+
     def torrent(self, release: VerifiedRelease, artifact: Artifact) -> VerifiedTorrent:
         """The torrent of one of a release's artifacts.
 
