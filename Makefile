@@ -4,6 +4,7 @@
 #   make test     the whole test suite       (ARGS='-k journal -n 0' is handed to pytest)
 #   make check    lint, types, test: what CI runs
 #   make bench    the benchmarks, with their method and figures
+#   make lab      every pair of NATs and every scenario of the laboratory: some 25 minutes, as root
 #   make docs     write the tables in docs/ that are made from the source
 #   make lock     resolve requirements/constraints.txt anew
 #
@@ -31,6 +32,10 @@ demo: $(VENV)/.run
 
 bench: $(VENV)/.run
 	@$(BIN)/driftseed bench $(ARGS)
+
+.PHONY: lab
+lab: $(VENV)/.dev
+	DRIFTSEED_LAB_WHOLE=1 $(BIN)/python -m pytest -n 0 $(wildcard tests/test_lab_*.py) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
