@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from driftseed.lab import sandbox
+from driftseed.core.errors import LabUnavailable
+from driftseed.lab import sandbox, tools
 from driftseed.lab.nat import NatKind, parse_kinds
+from driftseed.lab.portmap import PACKAGE
 from driftseed.lab.scenario import Scenario, checked, to_json
 
 ROLLOUT_START_S: Final = 60.0
@@ -56,6 +58,10 @@ async def assisted() -> dict[str, Any]:
         LabUnavailable: no laboratory can be made here, or there is no miniupnpd.
         LabFailed: a NAT does not behave as it is named.
     """
+    if tools.find("miniupnpd") is None:
+        raise LabUnavailable(
+            "a router with port mapping needs miniupnpd", hint=f"Debian: apt install {PACKAGE}"
+        )
     found: dict[str, Any] = await sandbox.run("assisted", {}, timeout_s=MATRIX_BASE_S)
     return found
 

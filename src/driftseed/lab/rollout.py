@@ -244,7 +244,7 @@ class Rollout:
         outer = self.world.routers[site].wan
         while True:
             answer = await self._ask(agent, "/v1/overlay")
-            if any(str(addr).startswith(f"{outer}:") for addr in answer.get("addresses", [])):
+            if any(str(addr).startswith(f"{outer}:") for addr in answer.get("observed", [])):
                 note.found_s = round(time.monotonic() - began, 2)
                 return
             await asyncio.sleep(POLL_S)
