@@ -29,7 +29,8 @@ from support_fleet_process import AgentProcess, agent_process, alive
 GATED = """#!/bin/sh
 {python} -I -S {run} single-file "$@" || exit $?
 if [ "$(cat {gate} 2>/dev/null)" = "$1" ]; then
-    echo $$ > {reached}
+    echo $$ > {reached}.new
+    mv {reached}.new {reached}
     exec sleep 1000
 fi
 """
@@ -69,7 +70,7 @@ class Bench:
         data = os.urandom(size)
         path = self.directory / f"app-{version}.bin"
         path.write_bytes(data)
-        check = f'[ "$(cat {self.directory}/gate 2>/dev/null)" != Probe ] || {{ echo $$ > {self.reached}; exec sleep 60; }}'
+        check = f'[ "$(cat {self.directory}/gate 2>/dev/null)" != Probe ] || {{ echo $$ > {self.reached}.new; mv {self.reached}.new {self.reached}; exec sleep 60; }}'
         deployment = self.fleet.release(
             "app",
             version,
