@@ -3,6 +3,7 @@
 #   make demo     a hub and eight agents on this machine, updating each other
 #   make test     the whole test suite       (ARGS='-k journal -n 0' is handed to pytest)
 #   make check    lint, types, test: what CI runs
+#   make fuzz     every decoder and the local API, guided by coverage (TIME=60 seconds each, TARGETS='wire stun')
 #   make bench    the benchmarks, with their method and figures
 #   make lab      every pair of NATs and every scenario of the laboratory: some 25 minutes, as root
 #   make docs     write the tables in docs/ that are made from the source
@@ -22,7 +23,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13; do 
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # two pip runs in one environment spoil it
-.PHONY: help demo test lint types bench check docs lock clean
+.PHONY: help demo test fuzz lint types bench check docs lock clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +47,10 @@ types: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+TIME ?= 60
+fuzz: $(VENV)/.dev
+	$(BIN)/python fuzz/run.py --all --time $(TIME) $(TARGETS)
 
 check: lint types test
 

@@ -134,6 +134,7 @@ class _Connection:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.API_HEAD_BYTES_MAX)
         self._received = 0
         self._deadline = 0.0
+        self._method = b""
         self.busy = False
 
     async def serve(self) -> None:
@@ -165,7 +166,7 @@ class _Connection:
             head = None
         self._finish_reading()
         again = head is not None and self._http.their_state is h11.DONE
-        await self._send(response, head.method if head else b"", close=not again)
+        await self._send(response, self._method, close=not again)
         if not again:
             await self._linger()
         return again and self._http.our_state is h11.DONE
@@ -174,10 +175,13 @@ class _Connection:
         """The next request's head; None when the client has ended, or has asked nothing for long."""
         before = len(self._http.trailing_data[0])
         self._received = 0
+        self._method = b""
         self._deadline = self._now() + self._server.request_timeout_s
         while True:
             event = self._next_event()
             if isinstance(event, h11.Request):
+                # Also of a head that is refused: the answer to HEAD has no body, whatever it says.
+                self._method = event.method
                 if not event.http_version.startswith(b"1."):
                     raise self._refuse("api-malformed", "this is not HTTP/1.1", status=505)
                 if before + self._received - len(self._http.trailing_data[0]) > limits.API_HEAD_BYTES_MAX:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NewType
+from typing import Final, NewType
 
 from driftseed.core.errors import Misuse
 
@@ -16,6 +16,11 @@ Digest = NewType("Digest", str)
 SafeName = NewType("SafeName", str)
 """A name that is one harmless path component: releases, versions, file names, modules."""
 
+_FIELD: Final = 2**255 - 19
+_ORDER_8: Final = 2707385501144840649318225287225658788936804267575313519463743609750303402022
+_SMALL_ORDER: Final = frozenset({0, 1, _ORDER_8, _FIELD - _ORDER_8, _FIELD - 1, _FIELD, _FIELD + 1})
+"""The y coordinates of Ed25519's points of order 1, 2, 4 and 8, in every spelling that 255 bits allow."""
+
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}")
 
@@ -24,6 +29,15 @@ def _hex64(text: str, what: str) -> str:
     if not _HEX64.fullmatch(text):
         raise Misuse(f"not {what}: {text[:80]!r}", hint="it has 64 characters of 0-9 and a-f")
     return text
+
+
+def is_weak_key(key: bytes) -> bool:
+    """Whether an Ed25519 public key is a point of small order (RFC 8032, section 5.1; RFC 7748, section 6.1).
+
+    Nobody holds the private half of such a key and everybody can sign for it: OpenSSL takes a signature of zeros
+    for one message in four. So it must never stand for anyone.
+    """
+    return int.from_bytes(key, "little") & (2**255 - 1) in _SMALL_ORDER
 
 
 def parse_device_id(text: str) -> DeviceId:

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from driftseed.core import limits
 from driftseed.core.errors import PeerMisbehaved
-from driftseed.core.ids import DeviceId
+from driftseed.core.ids import DeviceId, is_weak_key
 
 PROTOCOLS: Final = ("iroh-relay-v2", "iroh-relay-v1")
 """WebSocket subprotocols, newest first."""
@@ -239,6 +239,8 @@ def check_auth(frame: bytes, challenge: bytes) -> DeviceId:
     )
     if size != bytes([SIGNATURE_BYTES]) or len(signature) < SIGNATURE_BYTES:
         raise PeerMisbehaved("a relay client's proof that has not its form", kind="frame-malformed")
+    if is_weak_key(key):
+        raise PeerMisbehaved("a relay client with a key that is nobody's", kind="auth-signature")
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature[:SIGNATURE_BYTES], signed_message(challenge))
     except (InvalidSignature, ValueError):

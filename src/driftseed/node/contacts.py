@@ -31,7 +31,7 @@ def load_contacts(path: Path, book: DirectoryBook, now: float) -> None:
         entries = msgspec.json.decode(path.read_bytes(), type=list[DirectoryEntry])
     except FileNotFoundError:
         return
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _log.warning("contacts are lost", extra={"fields": {"path": str(path), "why": str(error)}})
         return
     book.learn(entries, now)

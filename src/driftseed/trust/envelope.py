@@ -19,6 +19,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Meta, Struct
 
+from driftseed.core.ids import is_weak_key
+
 
 class EnvelopeError(ValueError):
     """An envelope is too large, malformed, or not signed by its key; the caller says what that means."""
@@ -41,6 +43,8 @@ class Envelope(Struct, frozen=True, kw_only=True):
 
         The caller decides whether that key may sign such a document.
         """
+        if is_weak_key(self.key):
+            raise EnvelopeError("its key is one that anybody can sign with")
         try:
             Ed25519PublicKey.from_public_bytes(self.key).verify(
                 self.signature, _message(context, self.payload)

@@ -29,6 +29,8 @@ from driftseed.core.errors import DiskFull, ModuleFailed
 _CHUNK_BYTES = 1 * limits.MIB
 _MODE_BITS = 0o777
 _LINK_BYTES_MAX = 4096  # PATH_MAX
+_ZIP_ENCRYPTED = 0x1
+"""General purpose bit 0 (APPNOTE.TXT, section 4.4.4)."""
 _SPACE_EVERY_BYTES = 1 * limits.MIB
 """How often the free space is looked at again."""
 
@@ -218,6 +220,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _unpack_zip(archive: Path, unpacking: _Unpacking) -> None:
     with zipfile.ZipFile(archive) as packed:
         for info in packed.infolist():
+            if not info.filename or info.flag_bits & _ZIP_ENCRYPTED:
+                raise ModuleFailed(f"an entry that has no name, or is encrypted: {info.filename!r}")
             # The upper half holds Unix modes, where the archive was made on such a system.
             mode = info.external_attr >> 16
             entry = _Entry(
