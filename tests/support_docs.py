@@ -17,7 +17,7 @@ import msgspec
 from msgspec import inspect as shapes
 
 from driftseed.core import errors, lifecycle, limits, model, policy, reports, tickets, wire
-from driftseed.trust import envelope, membership
+from driftseed.trust import admission, envelope, membership
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -252,7 +252,15 @@ REGIONS: dict[str, dict[str, Callable[[], str]]] = {
     "protocol.md": {
         "frames": frames_region,
         "envelopes": structs(
-            envelope.Envelope, membership.Certificate, membership.Invitation, tickets.Ticket
+            envelope.Envelope,
+            membership.Certificate,
+            admission.Invitation,
+            admission.Entry,
+            admission.Receipt,
+            admission.Application,
+            admission.Chain,
+            admission.TicketSecret,
+            tickets.Ticket,
         ),
         "reports": structs(reports.Report, reports.UpdateReport, reports.InstalledReport),
         "documents": structs(
@@ -262,6 +270,9 @@ REGIONS: dict[str, dict[str, Callable[[], str]]] = {
             model.Deployment,
             model.EnrolmentKeys,
             model.Hubs,
+            model.Devices,
+            model.Revocation,
+            model.Approval,
         ),
         "limits": limits_region,
     },

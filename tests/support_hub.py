@@ -12,14 +12,14 @@ from driftseed.core.ids import DeviceId, FleetId
 from driftseed.core.model import Deployment
 from driftseed.core.reports import InstalledReport, Report, UpdateReport, encode_report
 from driftseed.core.verified import VerifiedMember, VerifiedReport
-from driftseed.trust.membership import (
+from driftseed.trust.admission import (
     Invitation,
-    Membership,
-    Role,
-    check_invitation,
+    TicketSecret,
     create_invitation,
-    issue_certificate,
+    decode_part,
+    open_invitation,
 )
+from driftseed.trust.membership import Membership, Role, issue_certificate
 from driftseed.trust.report import sign_report, verify_report
 
 FLEET = FleetId("f1" * 32)
@@ -61,7 +61,8 @@ class MadeUpFleet:
             expires=NOW + 3600,
             labels={},
         )
-        return check_invitation(data, keys=keys, fleet=FLEET, now=NOW)
+        ticket = decode_part(data, TicketSecret)
+        return open_invitation(ticket.invitation, frozenset(keys), FLEET)
 
 
 @dataclass

@@ -11,9 +11,9 @@ import pytest
 
 from driftseed.core.ids import FleetId
 from driftseed.core.tickets import decode_ticket
+from driftseed.trust.admission import TicketSecret, decode_part, open_invitation
 from driftseed.trust.hubkit import parse_hub_kit
 from driftseed.trust.keys import public_hex
-from driftseed.trust.membership import check_invitation
 from driftseed.trust.repository import FleetRepository
 from support_cli import Cli, run_process, snapshot
 
@@ -163,11 +163,10 @@ def test_a_ticket_says_what_was_asked_for(cli: Cli, fleet: Path) -> None:
     found = repository(fleet)
     assert ticket.fleet == found.fleet_id
     assert [hub.device for hub in ticket.hubs] == ["5a" * 32]
-    invitation = check_invitation(
-        ticket.invitation,
-        keys=[public_hex(found.enrolment_key())],
-        fleet=FleetId(ticket.fleet),
-        now=time.time(),
+    invitation = open_invitation(
+        decode_part(ticket.invitation, TicketSecret).invitation,
+        frozenset({public_hex(found.enrolment_key())}),
+        FleetId(ticket.fleet),
     )
     assert (invitation.uses, invitation.labels) == (3, {"site": "glasgow", "rack": "7"})
     assert 0 < ticket.expires - time.time() <= 12 * 3600
@@ -248,9 +247,9 @@ def test_a_hub_kit_holds_what_a_hub_needs_and_no_more(cli: Cli, fleet: Path, tmp
     kit = parse_hub_kit(path.read_bytes())
     found = repository(fleet)
     assert (kit.fleet, kit.name, kit.first_root) == (found.fleet_id, found.name, found.first_root)
-    assert public_hex(kit.enrolment_key()) == public_hex(found.enrolment_key())
+    assert kit.enrolment_key == public_hex(found.enrolment_key())
     assert public_hex(kit.timestamp_key()) == public_hex(found.private_key("timestamp"))
-    for name in set(KEYS) - {"enrolment", "timestamp"}:
+    for name in set(KEYS) - {"timestamp"}:
         secret = found.private_key(name).private_bytes_raw()
         assert secret.hex() not in path.read_text()
         assert base64.b64encode(secret).decode()[:-2] not in path.read_text()

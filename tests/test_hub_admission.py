@@ -104,8 +104,8 @@ def test_a_use_that_was_answered_survives_kill_9(tmp_path: Path) -> None:
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from driftseed.hub.admission import Admissions\n"
-        "from driftseed.trust.membership import Invitation\n"
-        f"one = Invitation(fleet={'f1' * 32!r}, id={'0' * 31 + '1'!r}, uses=1, expires={NOW + 3600})\n"
+        "from driftseed.trust.admission import Invitation\n"
+        f"one = Invitation(fleet={'f1' * 32!r}, id={'0' * 31 + '1'!r}, key={'aa' * 32!r}, uses=1, expires={NOW + 3600})\n"
         f"assert Admissions(Path(sys.argv[1])).admit(one, {device(1)!r}, {NOW})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -12,11 +12,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from driftseed.core.errors import MetadataExpired, MetadataInvalid, Misuse, NotFound, WrongFleet
+from driftseed.core.ids import DeviceId
 from driftseed.core.verified import VerifiedFleet
 from driftseed.trust.chain import TIMESTAMP_NAME
 from driftseed.trust.device import FleetTrust
 from driftseed.trust.hubkit import HubKit, export_hub_kit, parse_hub_kit
 from driftseed.trust.keys import load_private, public_hex
+from driftseed.trust.membership import Membership
 from driftseed.trust.renewal import TimestampRenewer
 from driftseed.trust.repository import FleetRepository
 from driftseed.trust.source import FilesSource
@@ -61,29 +63,41 @@ def hub(tmp_path: Path, template: Path) -> Hub:
 # --- the kit ---------------------------------------------------------------------------------------------
 
 
-def test_a_kit_holds_two_keys_and_no_other(hub: Hub) -> None:
+def test_a_kit_holds_its_own_and_the_timestamp_key_and_no_other(hub: Hub) -> None:
     assert hub.kit.fleet_id == hub.repository.fleet_id
     assert hub.kit.name == "harbour"
-    assert public_hex(hub.kit.enrolment_key()) == public_hex(hub.repository.enrolment_key())
+    assert hub.kit.enrolment_key == public_hex(hub.repository.enrolment_key())
+    assert hub.kit.secret is not None
+    device = DeviceId(public_hex(Ed25519PrivateKey.from_private_bytes(hub.kit.secret)))
+    keys = hub.repository.enrolment_keys()
+    member = Membership(hub.repository.fleet_id, keys, hub.clock).check(hub.kit.certificate, device)
+    assert member.role == "hub"
     assert public_hex(hub.kit.timestamp_key()) == public_hex(hub.repository.private_key("timestamp"))
     text = export_hub_kit(hub.repository)
     packed = b"".join(hub.kit.files.values()) + hub.kit.first_root
     for path in (hub.scratch / "fleet" / "keys").iterdir():
         secret = load_private(path).private_bytes_raw()
         in_kit = any(form in text + packed for form in (secret.hex().encode(), base64.b64encode(secret)))
-        assert in_kit == (path.stem in {"enrolment", "timestamp"})
+        assert in_kit == (path.stem == "timestamp")
+
+
+def test_a_kit_for_a_hub_that_has_its_key_brings_none(hub: Hub) -> None:
+    assert hub.kit.secret is not None
+    device = DeviceId(public_hex(Ed25519PrivateKey.from_private_bytes(hub.kit.secret)))
+    kit = parse_hub_kit(export_hub_kit(hub.repository, device))
+    assert kit.secret is None
+    keys = hub.repository.enrolment_keys()
+    assert Membership(hub.repository.fleet_id, keys, hub.clock).check(kit.certificate, device).role == "hub"
 
 
 def test_a_kit_does_not_show_its_keys_in_logs(hub: Hub) -> None:
-    assert hub.kit.enrolment not in repr(hub.kit)
+    assert str(hub.kit.identity) not in repr(hub.kit)
     assert hub.kit.timestamp not in f"{hub.kit} {[hub.kit]}"
 
 
 def test_a_hub_serves_newcomers_before_anything_was_published(hub: Hub) -> None:
     newcomer = FleetTrust(hub.scratch / "newcomer", hub.kit.first_root, hub.clock)
-    assert newcomer.refresh(FilesSource(hub.trust.serve)).enrolment_keys == {
-        public_hex(hub.kit.enrolment_key())
-    }
+    assert newcomer.refresh(FilesSource(hub.trust.serve)).enrolment_keys == {hub.kit.enrolment_key}
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b'{"fleet": "x"}', b"\xff"])
@@ -96,7 +110,7 @@ def test_a_kit_with_another_fleets_root_or_files_is_refused(hub: Hub, tmp_path: 
     other = make_fleet(tmp_path / "other", hub.clock)
     with pytest.raises(WrongFleet):
         parse_hub_kit(msgspec.json.encode(msgspec.structs.replace(hub.kit, first_root=other.first_root)))
-    with pytest.raises(Misuse, match="does not verify"):
+    with pytest.raises(Misuse, match="do not verify"):
         parse_hub_kit(msgspec.json.encode(msgspec.structs.replace(hub.kit, files=other.files())))
 
 

@@ -21,21 +21,20 @@ from driftseed.core.errors import (
     TicketRefused,
 )
 from driftseed.core.ids import DeviceId, FleetId
+from driftseed.trust.admission import (
+    INVITATION_CONTEXT,
+    Invitation,
+    TicketSecret,
+    apply_for,
+    create_invitation,
+    decode_part,
+    invitation_signer,
+)
 from driftseed.trust.envelope import Envelope, seal
 from driftseed.trust.keys import public_hex
-from driftseed.trust.membership import (
-    INVITATION_CONTEXT,
-    MEMBERSHIP_CONTEXT,
-    Certificate,
-    Invitation,
-    Membership,
-    check_invitation,
-    create_invitation,
-    describe_time,
-    invitation_signer,
-    issue_certificate,
-)
+from driftseed.trust.membership import MEMBERSHIP_CONTEXT, Certificate, Membership, issue_certificate
 from driftseed.trust.report import report_body, sign_report, verify_report
+from driftseed.trust.times import describe_time
 
 NOW = 1_800_000_000.0
 FLEET = FleetId("f1" * 32)
@@ -204,8 +203,9 @@ def invitation(
     )
 
 
-def check(data: bytes, now: float = NOW) -> Invitation:
-    return check_invitation(data, keys={public_hex(ENROLMENT)}, fleet=FLEET, now=now)
+def check(ticket: bytes, now: float = NOW) -> Invitation:
+    """What a hub makes of a device that joins by a ticket's secret."""
+    return membership(now).applicant(apply_for(ticket, DEVICE), DEVICE).invitation
 
 
 def test_an_invitation_says_how_often_and_with_which_labels() -> None:
@@ -227,8 +227,9 @@ def test_forged_foreign_and_expired_invitations_are_told_apart() -> None:
 def test_a_certificate_is_no_invitation_and_an_invitation_no_certificate() -> None:
     with pytest.raises(TicketRefused):
         check(certificate())
-    with pytest.raises(NotAMember):
-        membership().check(invitation(), DEVICE)
+    for shown in (invitation(), decode_part(invitation(), TicketSecret).invitation):
+        with pytest.raises(NotAMember):
+            membership().check(shown, DEVICE)
     claims = Certificate(fleet=FLEET, device=DEVICE, role="agent", not_before=0, expires=NOW + 1)
     with pytest.raises(NotAMember, match="the signature is not by the key"):
         membership().check(seal(ENROLMENT, INVITATION_CONTEXT, claims), DEVICE)
@@ -238,10 +239,12 @@ def test_a_certificate_is_no_invitation_and_an_invitation_no_certificate() -> No
 def test_the_signer_of_an_invitation_is_named_only_when_it_did_sign() -> None:
     assert invitation_signer(invitation()) == public_hex(ENROLMENT)
     assert invitation_signer(invitation(signer=STRANGER)) == public_hex(STRANGER)
-    claimed = tampered(
-        invitation(signer=STRANGER),
+    secret = decode_part(invitation(signer=STRANGER), TicketSecret)
+    renamed = tampered(
+        secret.invitation,
         lambda envelope: msgspec.structs.replace(envelope, key=ENROLMENT.public_key().public_bytes_raw()),
     )
+    claimed = msgspec.msgpack.encode(msgspec.structs.replace(secret, invitation=renamed))
     for data in (claimed, certificate(), b"", b"[" * 100):
         with pytest.raises(TicketRefused, match="forged or damaged"):
             invitation_signer(data)
@@ -258,6 +261,8 @@ def test_uses_are_bounded(uses: int) -> None:
 def test_garbage_is_no_invitation(data: bytes) -> None:
     with pytest.raises(TicketRefused):
         check(data)
+    with pytest.raises(TicketRefused):
+        membership().applicant(data, DEVICE)
 
 
 # --- reports ----------------------------------------------------------------------------------------

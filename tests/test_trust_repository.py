@@ -26,9 +26,9 @@ from driftseed.core.errors import (
 )
 from driftseed.core.model import NodeAddress, ReleaseManifest
 from driftseed.store.files import DirectoryLock
+from driftseed.trust.ceremony import FleetKeys
 from driftseed.trust.chain import TIMESTAMP_NAME, verify_chain
 from driftseed.trust.device import FleetTrust
-from driftseed.trust.ceremony import FleetKeys
 from driftseed.trust.repository import FleetRepository
 from support_trust import DAY, FakeClock, Neighbour, add_release, make_artifact, make_fleet, tree
 

@@ -16,6 +16,7 @@ from driftseed.agent.clock import DeviceClock
 from driftseed.agent.config import AgentConfig
 from driftseed.agent.inventory import detect
 from driftseed.agent.relay import AgentRelay
+from driftseed.agent.renewal import MembershipRenewal
 from driftseed.agent.reporting import Reporter
 from driftseed.agent.updates import Updates
 from driftseed.core import wire
@@ -95,6 +96,7 @@ class Agent:
         self.installer: Installer
         self.updates: Updates
         self.reporter: Reporter
+        self.renewal: MembershipRenewal
 
     @classmethod
     async def open(
@@ -156,6 +158,9 @@ class Agent:
             agent.node.overlay,
             agent.describe,
         )
+        agent.renewal = MembershipRenewal(
+            home, agent.node, agent.membership, agent.clock, agent.reporter.show
+        )
         agent.installer = Installer(
             journal=journal,
             runner=agent.runner,
@@ -186,10 +191,12 @@ class Agent:
             self.updates.start()
         self.reporter.start()
         self.node.start()
+        self.renewal.start()
 
     async def close(self) -> None:
         """End everything; the journal knows how to go on."""
         await self._tasks.close()
+        await self.renewal.close()
         await self.reporter.close()
         await self.updates.close()
         await self.node.close()
@@ -201,7 +208,8 @@ class Agent:
 
     async def on_fleet(self, fleet: VerifiedFleet) -> None:
         """The trusted metadata changed."""
-        self.membership.replace_keys(fleet.enrolment_keys)
+        self.membership.follow(fleet)
+        self.renewal.look()
         try:
             self.clock.remember(fleet.expires)
         except DiskFull as error:
@@ -224,6 +232,8 @@ class Agent:
         if self.relay is not None:
             self.relay.met(peer.device)
         self.reporter.peer_came(peer)
+        if peer.role == "hub":
+            self.renewal.look()
 
     def on_peer_gone(self, peer: OverlayPeer) -> None:
         """Reports that it had not confirmed go to the next hub."""
@@ -247,12 +257,17 @@ class Agent:
 
     # --- about this device ----------------------------------------------------------------------
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What operators say of this device: signed metadata's word, else what it joined with."""
+        return self.membership.labels(self.identity.device, self.record.labels)
+
     def facts(self) -> DeviceFacts:
         """What decisions go by."""
         return DeviceFacts(
             device=self.identity.device,
             inventory=self.inventory,
-            labels=self.record.labels,
+            labels=self.labels,
             modules=frozenset(self.runner.names()),
             free_bytes=free_bytes(self.home.directory),
             held=frozenset(self.node.contents.store.digests()),
@@ -281,7 +296,7 @@ class Agent:
             time=now,
             agent_version=__version__,
             inventory=self.inventory,
-            labels=self.record.labels,
+            labels=self.labels,
             installed={
                 name: InstalledReport(version=each.version, manifest_sha256=each.manifest_sha256)
                 for name, each in self.journal.installed().items()

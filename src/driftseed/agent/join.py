@@ -24,7 +24,8 @@ from driftseed.core.tickets import Ticket, decode_ticket
 from driftseed.net.endpoint import Endpoint
 from driftseed.net.join import join_out
 from driftseed.node.home import Home, MembershipRecord
-from driftseed.trust.membership import Membership, invitation_signer
+from driftseed.trust.admission import apply_for, invitation_signer
+from driftseed.trust.membership import Membership
 
 _log = logging.getLogger(__name__)
 
@@ -124,5 +125,6 @@ async def _ask_one(
     endpoint: Endpoint, hub: NodeAddress, ticket: Ticket, clock: Callable[[], float]
 ) -> wire.JoinReply:
     connection = await endpoint.dial(hub, wire.ALPN_JOIN, limits.DIAL_TIMEOUT_S)
-    request = wire.JoinRequest(fleet=ticket.fleet, invitation=ticket.invitation, clock=clock())
+    application = apply_for(ticket.invitation, endpoint.device)
+    request = wire.JoinRequest(fleet=ticket.fleet, invitation=application, clock=clock())
     return await join_out(connection, request)

@@ -74,6 +74,11 @@ class Reporter:
         """Stop; the next start makes a new report."""
         await self._tasks.close()
 
+    def show(self, certificate: bytes) -> None:
+        """Sign with a new certificate from now on."""
+        self._certificate = certificate
+        self.changed()
+
     def changed(self) -> None:
         """Something is to be reported soon."""
         self._changed.set()

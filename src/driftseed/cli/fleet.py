@@ -188,7 +188,9 @@ def remove_hub(
         print_json({"device": device, "removed": True})
         return
     say(f"removed {device}")
-    note("it still holds the enrolment and timestamp keys of its kit: wipe that machine")
+    note(
+        "it is still a hub and holds the timestamp key of its kit: wipe it, or expel it: driftseed device revoke"
+    )
 
 
 @app.command()
@@ -324,21 +326,29 @@ def hub_kit(
     directory: FleetDirectory,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it; must not exist.")],
     *,
+    device: Annotated[
+        str | None,
+        typer.Option("--for", metavar="DEVICEID", help="A hub that has its key already: a new kit for it."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Write what makes a machine a hub of this fleet: carry it there, then remove it here."""
     from driftseed.cli.fleetdir import open_fleet
     from driftseed.cli.output import note, print_json, say
+    from driftseed.core.ids import parse_device_id
     from driftseed.publish.fleet import write_hub_kit
 
-    write_hub_kit(open_fleet(directory), file)
-    secrets = ["enrolment", "timestamp"]
+    write_hub_kit(open_fleet(directory), file, parse_device_id(device) if device else None)
+    secrets = ["timestamp"] if device else ["identity", "timestamp"]
     if json_output:
         print_json({"file": str(file), "secrets": secrets, "encrypted": False})
         return
     say(f"wrote {file} (0600)")
-    note("it holds two private keys WITHOUT a passphrase, as a hub starts with nobody there to type one:")
-    note("  enrolment: whoever has it can let devices into the fleet")
+    note(
+        "it is one hub's, and holds private keys WITHOUT a passphrase, as a hub starts with nobody to type one:"
+    )
+    if not device:
+        note("  identity: whoever has it is this hub; it lets in nobody who has no ticket")
     note(
         "  timestamp: whoever has it can hold devices at the newest state it knows, for as long as that lasts"
     )

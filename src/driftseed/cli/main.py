@@ -21,6 +21,7 @@ from driftseed.cli import (
     demo,
     deploy,
     device,
+    doctor,
     fleet,
     hub,
     key,
@@ -86,6 +87,7 @@ app.add_typer(hub.app, name="hub")
 app.add_typer(lab.app, name="lab")
 app.add_typer(agent.app, name="agent")
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("devices")(status.devices)
 app.command("deployments")(status.deployments)
 app.command("demo")(demo.demo)

@@ -238,3 +238,5 @@ ENDPOINT_CLOSE_S: Final = 1.0
 """Seconds that an endpoint waits for its peers to confirm that it closes."""
 HTTP_RATE_MIN: Final = 1024.0
 """Bytes per second, on average, below which an HTTP server is taken to hold its client up."""
+STUN_ANSWERS_PER_SECOND: Final = 200.0
+"""Answers to STUN questions that a hub gives per second, sustained and at once."""

@@ -7,7 +7,7 @@ Decoding only checks shape; who signed it is ``trust/``'s business.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -93,6 +93,45 @@ class EnrolmentKeys(Struct, frozen=True, kw_only=True):
     format: Annotated[int, Meta(ge=1, le=FORMAT)] = FORMAT
 
 
+Role = Literal["agent", "hub", "publisher"]
+"""What a member may be taken for."""
+DeviceKey = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+TicketId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Moment = Annotated[float, Meta(ge=0.0, le=253402300799.0)]
+
+
+class Revocation(Struct, frozen=True, kw_only=True):
+    """A device, or a ticket, that is expelled."""
+
+    at: Moment
+    """Seconds since 1970: when it was signed."""
+    since: Moment = 0.0
+    """Of a hub: what it has countersigned from then on does not count; 0 for nothing of it counting."""
+    reason: Annotated[str, Meta(max_length=256)] = ""
+
+
+class Approval(Struct, frozen=True, kw_only=True):
+    """A device that is a member whatever it shows."""
+
+    role: Role = "agent"
+    labels: Labels = {}
+    expires: Moment
+    """Seconds since 1970."""
+
+
+class Devices(Struct, frozen=True, kw_only=True):
+    """What operators say of single devices: target ``fleet/devices.json``; none of it is said when it is absent."""
+
+    revoked: dict[DeviceKey, Revocation] = {}
+    """Devices that are expelled: every node drops them and refuses them."""
+    approved: dict[DeviceKey, Approval] = {}
+    labels: dict[DeviceKey, Labels] = {}
+    """Labels that replace all of those that a device joined with."""
+    tickets: dict[TicketId, Revocation] = {}
+    """Tickets by which nobody joins any more, and whose members are expelled."""
+    format: Annotated[int, Meta(ge=1, le=FORMAT)] = FORMAT
+
+
 class NodeAddress(Struct, frozen=True, kw_only=True):
     """How to dial a device: its key, the addresses it may be at, the relay that it listens on."""
 
@@ -131,6 +170,7 @@ def deployment_target(deployment_id: str) -> str:
 
 ENROLMENT_TARGET = "fleet/enrolment.json"
 HUBS_TARGET = "fleet/hubs.json"
+DEVICES_TARGET = "fleet/devices.json"
 
 DocumentT = TypeVar("DocumentT", bound=Struct)
 

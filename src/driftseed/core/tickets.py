@@ -40,7 +40,7 @@ class Ticket(Struct, frozen=True, kw_only=True):
     """The fleet's first root.json: the new device's trust anchor."""
     hubs: Annotated[list[NodeAddress], Meta(max_length=limits.TICKET_HUBS_MAX)]
     invitation: Annotated[bytes, Meta(max_length=limits.CERTIFICATE_BYTES_MAX)]
-    """The admission secret, signed by the enrolment key."""
+    """The admission secret: an invitation signed by the enrolment key, and the private key that it names."""
     expires: float
     """Seconds since 1970: the invitation's expiry, so that a person hears of it before dialling anybody."""
 

@@ -7,11 +7,11 @@ other package to keep it so. Whoever holds such a value need not, and must not, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from driftseed.core.ids import DeviceId, Digest, FleetId
-from driftseed.core.model import Artifact, Deployment, NodeAddress, ReleaseManifest
+from driftseed.core.model import Artifact, Deployment, Devices, NodeAddress, ReleaseManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +96,5 @@ class VerifiedFleet:
     """In force, by growing sequence."""
     disagreements: tuple[str, ...] = ()
     """Deployments that name something ``releases`` did not sign, in words: refused, reported."""
+    devices: Devices = field(default_factory=Devices)
+    """Who is expelled, approved and relabelled."""

@@ -236,9 +236,9 @@ TYPES: Final[dict[int, type[Message]]] = {
     0x20: FindContent,
     0x21: GetFile,
     0x22: FileHead,
-    0x23: RenewRequest,
-    0x24: RenewReply,
     0x23: GetReports,
+    0x24: RenewRequest,
+    0x25: RenewReply,
     0x30: TunnelOpen,
     0x31: TunnelAccept,
 }

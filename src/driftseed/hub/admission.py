@@ -8,7 +8,7 @@ from typing import Final
 from driftseed.core.errors import TicketRefused
 from driftseed.core.ids import DeviceId
 from driftseed.store.database import open_database, transaction
-from driftseed.trust.membership import Invitation
+from driftseed.trust.admission import Invitation
 
 _MIGRATIONS: Final = (
     """
@@ -45,7 +45,7 @@ class Admissions:
         A device that shows the same invitation again uses it no further: its first answer may have been lost.
 
         Args:
-            invitation: verified, see ``trust.membership.check_invitation``.
+            invitation: verified, see ``trust.membership.Membership.applicant``.
             device: the key that the transport has proved the newcomer to hold.
             now: seconds since 1970.
 

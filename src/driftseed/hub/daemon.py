@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from driftseed.core import limits, wire
 from driftseed.core.errors import (
     DiskFull,
@@ -17,6 +19,7 @@ from driftseed.core.errors import (
     Misuse,
     NotAMember,
     ReportInvalid,
+    TicketRefused,
     TrustError,
 )
 from driftseed.core.ids import DeviceId, Digest
@@ -28,6 +31,7 @@ from driftseed.hub.observer import FleetObserver
 from driftseed.net.connection import Connection
 from driftseed.net.identity import Identity
 from driftseed.net.join import join_in
+from driftseed.net.stream import Stream
 from driftseed.node.home import Home, MembershipRecord
 from driftseed.node.node import Node, NodeOptions
 from driftseed.node.peer import OverlayPeer
@@ -36,12 +40,7 @@ from driftseed.node.transfer import ContentSettings
 from driftseed.trust.chain import TIMESTAMP_NAME
 from driftseed.trust.device import FleetTrust
 from driftseed.trust.hubkit import HubKit
-from driftseed.trust.membership import (
-    CERTIFICATE_LIFETIME_S,
-    Membership,
-    check_invitation,
-    issue_certificate,
-)
+from driftseed.trust.membership import Applicant, Membership, countersign
 from driftseed.trust.renewal import TimestampRenewer
 from driftseed.trust.report import verify_report
 from driftseed.trust.source import FilesSource
@@ -93,9 +92,7 @@ class Hub:
         self.identity = identity
         self.clock = clock
         self.started = time.monotonic()
-        self._enrolment = kit.enrolment_key()
-        enrolment_public = self._enrolment.public_key().public_bytes_raw().hex()
-        self.bootstrap_keys = frozenset({enrolment_public})
+        self.bootstrap_keys = frozenset({kit.enrolment_key})
         self.membership = Membership(kit.fleet_id, self.bootstrap_keys, clock)
         self._admissions = admissions
         self._tasks = TaskOwner("hub")
@@ -104,7 +101,10 @@ class Hub:
         self.on_member: Callable[[DeviceId], None] = lambda _device: None
         """Called when a device has proved its membership."""
         self._keeping: dict[Digest, asyncio.Task[None]] = {}
-        self.certificate = self._issue(identity.device, "hub", {})
+        self.on_fleet_changed: Callable[[], None] = lambda: None
+        """Called when other devices may be expelled than before."""
+        self.certificate = kit.certificate
+        self._key = Ed25519PrivateKey.from_private_bytes(identity.secret)
         self.node: Node
         self._exchange: ReportExchange
         self._renewer: TimestampRenewer
@@ -123,9 +123,17 @@ class Hub:
             WrongFleet: the directory is another fleet's.
             PortTaken: the port is taken.
             StoreDamaged, DiskFull, UnsafePermissions: the data directory cannot be used.
+            WouldOverwrite, Misuse: the kit is another hub's, or has expired.
         """
         home.check_fleet(kit.fleet_id)
-        identity = home.identity()
+        identity = home.identity() if kit.secret is None else home.adopt_identity(kit.secret)
+        try:
+            Membership(kit.fleet_id, {kit.enrolment_key}, clock).check(kit.certificate, identity.device)
+        except NotAMember as error:
+            raise Misuse(
+                f"the kit does not make this machine a hub: {error.message}",
+                hint=f"make one that does: driftseed fleet hub-kit DIR FILE --for {identity.device}",
+            ) from None
         observer = await FleetObserver.open(home.directory / DATABASE_FILE, clock)
         admissions = Admissions(home.directory / ADMISSIONS_FILE)
         hub = cls(kit, identity, observer, admissions, settings, clock)
@@ -136,7 +144,7 @@ class Hub:
                 name=kit.name,
                 root=kit.first_root,
                 certificate=hub.certificate,
-                enrolment_key=min(hub.bootstrap_keys),
+                enrolment_key=kit.enrolment_key,
                 joined=clock(),
             )
         )
@@ -162,6 +170,7 @@ class Hub:
         hub._renewer = TimestampRenewer(hub.node.keeper.trust, kit.timestamp_key(), clock)
         hub.node.keeper.reconcile = hub.reconcile
         hub.node.links.handle_raw(wire.ALPN_JOIN, hub.admit)
+        hub.node.requests[wire.RenewRequest] = hub.extend
         return hub
 
     def found(self, trust: FleetTrust) -> None:
@@ -194,7 +203,10 @@ class Hub:
 
     async def on_fleet(self, fleet: VerifiedFleet) -> None:
         """Fetch everything that is deployed, so that publishers may leave; let go of what is not."""
-        self.membership.replace_keys(fleet.enrolment_keys)
+        self.membership.follow(fleet)
+        self._known = {device for device in self._known if not self.membership.is_revoked(device)}
+        self.on_fleet_changed()
+        await self._relabel()
         wanted: set[Digest] = set()
         for deployment in fleet.deployments:
             for artifact in deployment.release.manifest.artifacts:
@@ -249,41 +261,66 @@ class Hub:
 
     # --- admission ------------------------------------------------------------------------------
 
-    def _issue(self, device: DeviceId, role: str, labels: dict[str, str]) -> bytes:
-        if role not in {"agent", "hub", "publisher"}:
-            raise Misuse(f"no member can be a {role!r}")
-        return issue_certificate(
-            self._enrolment,
-            fleet=self.kit.fleet_id,
-            device=device,
-            role="hub" if role == "hub" else "publisher" if role == "publisher" else "agent",
-            labels=labels,
-            now=self.clock(),
-            lifetime=CERTIFICATE_LIFETIME_S,
-        )
-
     async def admit(self, connection: Connection) -> None:
-        """Trade a ticket's secret for a certificate."""
+        """Count a ticket's use and countersign, or extend a membership that may have expired."""
         asked = await join_in(connection)
-        fleet = self.node.fleet
-        keys = fleet.enrolment_keys if fleet else self.bootstrap_keys
         try:
-            invitation = check_invitation(
-                asked.request.invitation, keys=keys, fleet=self.kit.fleet_id, now=self.clock()
-            )
-            self._admissions.admit(invitation, connection.remote, self.clock())
+            applicant = self.membership.applicant(asked.request.invitation, connection.remote)
+            if not applicant.renewal:
+                self._admissions.admit(applicant.invitation, applicant.device, self.clock())
         except (Misuse, TrustError, DiskFull) as error:
             self.node.ledger.refuse_error(error, connection.remote)
             await asked.turn_away(error)
             return
-        certificate = self._issue(connection.remote, invitation.role, dict(invitation.labels))
+        certificate = self._countersign(applicant)
         await self.observer.member(self.membership.check(certificate, connection.remote))
         self._known.add(connection.remote)
-        _log.info("admitted", extra={"fields": {"device": connection.remote[:16], "by": invitation.id[:8]}})
+        _log.info(
+            "admitted",
+            extra={"fields": {"device": connection.remote[:16], "by": applicant.invitation.id[:8]}},
+        )
         await asked.admit(wire.JoinReply(certificate=certificate, hub_certificate=self.certificate))
+
+    async def extend(self, message: wire.Message, stream: Stream, device: DeviceId) -> None:
+        """Extend the membership of a device that is linked."""
+        shown = message.certificate if isinstance(message, wire.RenewRequest) else b""
+        answer: wire.Message
+        try:
+            applicant = self.membership.applicant(shown, device)
+            if not applicant.renewal:
+                raise TicketRefused("a ticket where a membership is to be extended")
+            answer = wire.RenewReply(certificate=self._countersign(applicant))
+        except (Misuse, TrustError) as error:
+            self.node.ledger.refuse_error(error, device)
+            answer = wire.Refused(reason=error.reason, message=error.message[:512])
+        await stream.write_frame(answer, limits.WRITE_TIMEOUT_S)
+        await stream.finish()
+
+    def _countersign(self, applicant: Applicant) -> bytes:
+        return countersign(
+            self._key,
+            self.certificate,
+            applicant.invitation,
+            applicant.application,
+            device=applicant.device,
+            now=self.clock(),
+        )
+
+    async def _relabel(self) -> None:
+        """Have the fleet's view follow the labels that signed metadata gives to devices that are here."""
+        for peer in self.node.overlay.peers():
+            if peer.role != "agent":
+                continue
+            try:
+                member = self.membership.check(peer.link.certificate, peer.device)
+            except NotAMember:
+                continue  # its link has just been cut, and its refusal counted
+            await self.observer.member(member)
 
     def is_member(self, device: DeviceId) -> bool:
         """Whether a device has proved its membership here, now or before: whom the relay serves fully."""
+        if self.membership.is_revoked(device):
+            return False
         return device == self.identity.device or device in self._known
 
     # --- freshness ------------------------------------------------------------------------------

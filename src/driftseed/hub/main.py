@@ -22,6 +22,7 @@ from driftseed.hub.control import Control
 from driftseed.hub.daemon import Hub, HubSettings
 from driftseed.logs import LogOptions, configure
 from driftseed.net.relay import RelayServer
+from driftseed.net.stun import StunServer
 from driftseed.node.home import Home
 from driftseed.node.process import until_signalled
 from driftseed.node.transfer import ContentSettings
@@ -52,6 +53,8 @@ class HubOptions:
     public: Sequence[str] = ()
     relay_url: str | None = None
     content: ContentSettings = field(default_factory=ContentSettings)
+    stun: int | None = None
+    """First of two UDP ports at which STUN is answered, for ``driftseed doctor``; None for none."""
     json_output: bool = False
     log: LogOptions = field(default_factory=LogOptions)
 
@@ -98,12 +101,15 @@ async def _serve(home: Home, options: HubOptions) -> None:
     except BaseException:
         listener.close()
         raise
-    relay = None
+    relay, stun = None, None
     app = web.Application()
     if options.relay_url is None:
-        relay = RelayServer(hub.is_member, guests_reach=[hub.identity.device])
+        relay = RelayServer(
+            hub.is_member, guests_reach=[hub.identity.device], expelled=hub.membership.is_revoked
+        )
         relay.routes(app)
         hub.on_member = relay.promote
+        hub.on_fleet_changed = relay.expel
     control = Control(hub, relay)
     guard = TokenGuard(load_token(home.directory), time.monotonic)
     app.add_subapp("/api/", token_app(control, guard))
@@ -113,10 +119,13 @@ async def _serve(home: Home, options: HubOptions) -> None:
         await owner.start()
         await runner.setup()
         await web.SockSite(runner, listener).start()
+        stun = StunServer.open(ip, options.stun) if options.stun is not None else None
         hub.start()
         _say_ready(hub, relay_url, json_output=options.json_output)
         await until_signalled(hub.node.failed)
     finally:
+        if stun is not None:
+            stun.close()
         await owner.close()
         await runner.cleanup()
         await hub.close()

@@ -20,6 +20,7 @@ from driftseed.core import limits, wire
 from driftseed.core.errors import (
     DriftseedError,
     LinkClosed,
+    MemberRevoked,
     NotAMember,
     PeerMisbehaved,
     TicketExpired,
@@ -36,7 +37,7 @@ CLOSE_DONE: Final = 0
 """Close code: nothing more to say."""
 
 _REFUSALS: Final[dict[str, type[DriftseedError]]] = {
-    kind.reason: kind for kind in (TicketRefused, TicketExpired, WrongFleet, NotAMember)
+    kind.reason: kind for kind in (TicketRefused, TicketExpired, WrongFleet, NotAMember, MemberRevoked)
 }
 
 

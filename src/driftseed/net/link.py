@@ -27,6 +27,7 @@ from driftseed.core import limits, wire
 from driftseed.core.errors import (
     DriftseedError,
     LinkClosed,
+    MemberRevoked,
     MembershipExpired,
     NotAMember,
     PeerMisbehaved,
@@ -43,7 +44,7 @@ CLOSE_REFUSED: Final = 0x10
 """Close code: the other side is not accepted as a member, or broke the handshake."""
 
 _REFUSALS: Final[dict[str, type[DriftseedError]]] = {
-    kind.reason: kind for kind in (NotAMember, MembershipExpired, WrongFleet)
+    kind.reason: kind for kind in (NotAMember, MembershipExpired, MemberRevoked, WrongFleet)
 }
 _MESSAGE_CHARS: Final = 512
 
@@ -70,6 +71,8 @@ class Link:
     """The stream of the handshake, from here on free for control frames in both directions."""
     clock_offset_s: float
     """Seconds that the other side's clock is ahead of ours, to within a round trip."""
+    certificate: bytes = b""
+    """What the other side showed, to be judged again when the signed metadata changes."""
 
 
 async def greet_out(
@@ -101,7 +104,7 @@ async def greet_out(
         hello = await _read_hello(connection, stream)
         now = clock()
         member = await _check(connection, stream, hello, fleet, checker)
-        return Link(member, connection, stream, hello.clock - (sent_at + now) / 2)
+        return Link(member, connection, stream, hello.clock - (sent_at + now) / 2, hello.certificate)
 
 
 async def greet_in(
@@ -121,7 +124,7 @@ async def greet_in(
         offset = hello.clock + connection.path().rtt_ms / 2000 - clock()
         member = await _check(connection, stream, hello, fleet, checker)
         await stream.write_frame(wire.Hello(fleet=fleet, certificate=certificate, clock=clock()))
-        return Link(member, connection, stream, offset)
+        return Link(member, connection, stream, offset, hello.certificate)
 
 
 async def refuse(connection: Connection, stream: Stream, error: DriftseedError) -> None:

@@ -46,6 +46,7 @@ class RelayServer:
     Args:
         admit: who may use it.
         guests_reach: keys that everybody may exchange datagrams with, in order to join; empty: no guests.
+        expelled: who may not even be a guest.
         bytes_per_second: that one client may send.
         clients_max: clients connected at once.
     """
@@ -55,10 +56,12 @@ class RelayServer:
         admit: Admit,
         *,
         guests_reach: Collection[DeviceId] = (),
+        expelled: Callable[[DeviceId], bool] = lambda _device: False,
         bytes_per_second: float = limits.RELAY_BYTES_PER_SECOND,
         clients_max: int = limits.RELAY_CLIENTS_MAX,
     ) -> None:
         self._admit = admit
+        self._expelled = expelled
         self._guests_reach = {bytes.fromhex(device) for device in guests_reach}
         self._rate = bytes_per_second
         self._clients_max = clients_max
@@ -114,6 +117,12 @@ class RelayServer:
         for client in [self._active.get(key), *self._spares.get(key, ())]:
             if client is not None:
                 client.promote(self._rate)
+
+    def expel(self) -> None:
+        """Throw out whoever is expelled by now."""
+        for client in [each for each in self._open if self._expelled(each.device)]:
+            self._closed["expelled"] += 1
+            client.hang_up()
 
     def stats(self) -> dict[str, int]:
         """What the relay has done.
@@ -176,7 +185,7 @@ class RelayServer:
                 device = relay_frames.check_auth(message.data, challenge)
                 verdict = self._admit(device)
                 member = await verdict if inspect.isawaitable(verdict) else verdict
-                if not member and not self._guests_reach:
+                if self._expelled(device) or (not member and not self._guests_reach):
                     self._closed["not-admitted"] += 1
                     LOG.info("relay: %s is not admitted", device[:10])
                     await socket.send_bytes(relay_frames.deny_frame("not a member of this fleet"))

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from driftseed.core import limits
-from driftseed.core.errors import NotFound, StoreDamaged, WrongFleet
+from driftseed.core.errors import NotFound, StoreDamaged, WouldOverwrite, WrongFleet
 from driftseed.core.ids import FleetId
 from driftseed.core.model import Hex64, NodeAddress
 from driftseed.core.tickets import fleet_of
@@ -58,6 +58,23 @@ class Home:
         """This device's key, made on first use."""
         return Identity.load_or_create(self.directory / IDENTITY_FILE)
 
+    def adopt_identity(self, secret: bytes) -> Identity:
+        """Take over the key that a kit brings, where there is none yet.
+
+        Raises:
+            WouldOverwrite: this directory has another key.
+        """
+        path = self.directory / IDENTITY_FILE
+        if not path.exists():
+            write_secret(path, secret)
+        identity = self.identity()
+        if identity.secret != secret:
+            raise WouldOverwrite(
+                f"{self.directory} has a key of its own ({identity.device}), the kit brings another",
+                hint=f"make a kit for this hub: driftseed fleet hub-kit DIR FILE --for {identity.device}",
+            )
+        return identity
+
     def record(self) -> MembershipRecord | None:
         """What was remembered of joining; None before. Raises StoreDamaged or UnsafePermissions."""
         path = self.directory / MEMBERSHIP_FILE
@@ -67,7 +84,7 @@ class Home:
             return None
         try:
             record = msgspec.json.decode(data, type=MembershipRecord)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise StoreDamaged(
                 f"{path} cannot be read: {error}", hint="join again with a new ticket in a new directory"
             ) from None

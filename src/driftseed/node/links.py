@@ -14,7 +14,7 @@ from driftseed.core.ids import DeviceId, FleetId
 from driftseed.core.model import NodeAddress
 from driftseed.net.connection import Connection
 from driftseed.net.endpoint import Endpoint
-from driftseed.net.link import Link, MemberChecker, greet_in, greet_out
+from driftseed.net.link import CLOSE_REFUSED, Link, MemberChecker, greet_in, greet_out
 from driftseed.node.ledger import Ledger
 from driftseed.node.tasks import TaskOwner
 
@@ -209,6 +209,23 @@ class Links:
             self._incoming -= 1
             if not connection.closed:
                 connection.close(0, "ended")
+
+    def recheck(self) -> int:
+        """Judge every link again by what is signed now, and cut those that would not come about any more.
+
+        Returns:
+            Links that were cut.
+        """
+        checker = self._credentials().checker
+        cut = 0
+        for link in [link for table in self._tables.values() for link in table.links()]:
+            try:
+                checker.check(link.certificate, link.member.device)
+            except NotAMember as error:
+                self._ledger.refuse_error(error, link.member.device)
+                link.connection.close(CLOSE_REFUSED, error.reason)
+                cut += 1
+        return cut
 
     async def _greet(self, connection: Connection, *, outgoing: bool) -> Link:
         credentials = self._credentials()

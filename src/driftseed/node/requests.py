@@ -9,6 +9,7 @@ from typing import TypeVar
 from driftseed.core import limits, wire
 from driftseed.core.errors import PeerMisbehaved, TransportError
 from driftseed.net.connection import Connection
+from driftseed.net.link import refusal
 from driftseed.net.stream import Stream
 
 AnswerT = TypeVar("AnswerT", bound=wire.Message)
@@ -46,6 +47,25 @@ async def find_content(connection: Connection, sha256: str) -> wire.Directory:
     """Ask who has or wants an artifact. Raises PeerMisbehaved or TransportError."""
     async with request(connection, wire.FindContent(sha256=sha256)) as stream:
         return await _answer(stream, wire.Directory, limits.READ_TIMEOUT_S)
+
+
+async def renew(connection: Connection, certificate: bytes) -> bytes:
+    """Have a hub extend our membership; returns the new chain, which the caller verifies.
+
+    Raises:
+        NotAMember: the hub says no; the message says why.
+        PeerMisbehaved: it does not answer what was asked.
+        TransportError: the link or the hub failed.
+    """
+    async with request(connection, wire.RenewRequest(certificate=certificate)) as stream:
+        answer = await stream.read_frame(limits.FRAME_BYTES_MAX, limits.READ_TIMEOUT_S)
+        match answer:
+            case wire.RenewReply(certificate=renewed):
+                return renewed
+            case wire.Refused():
+                raise refusal(connection, answer)
+            case _:
+                raise PeerMisbehaved("an answer that is no RenewReply", kind="answer-unexpected")
 
 
 @contextlib.asynccontextmanager

@@ -120,8 +120,8 @@ def remove_hub(repository: FleetRepository, device: DeviceId) -> None:
     repository.set_hubs(others)
 
 
-def write_hub_kit(repository: FleetRepository, path: Path) -> None:
-    """Write the file that makes a machine a hub of this fleet, 0600.
+def write_hub_kit(repository: FleetRepository, path: Path, device: DeviceId | None = None) -> None:
+    """Write the file that makes a machine a hub of this fleet, 0600; ``device`` is a hub that has its own key.
 
     Raises:
         WouldOverwrite: there is something of this name.
@@ -131,7 +131,7 @@ def write_hub_kit(repository: FleetRepository, path: Path) -> None:
         raise WouldOverwrite(f"there is {path} already", hint="choose another name, or remove it first")
     if not path.parent.is_dir():
         raise NotFound(f"there is no directory {path.parent}", hint="make it first")
-    write_secret(path, export_hub_kit(repository))
+    write_secret(path, export_hub_kit(repository, device))
 
 
 def describe(repository: FleetRepository) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from driftseed.core import limits, wire
 from driftseed.core.errors import (
     DriftseedError,
     MetadataReplayed,
+    NotAMember,
     PeerStalled,
     PeerUnreachable,
     RolesDisagree,
@@ -208,7 +209,8 @@ async def _reach(node: Node, nodes: list[NodeAddress]) -> OverlayPeer:
     for address in nodes:
         try:
             return await node.overlay.reach(address, limits.DIAL_TIMEOUT_S)
-        except TransportError as error:
+        except (TransportError, NotAMember) as error:
+            # A hub that was expelled is as good as gone: the next one may take it.
             failures.append(error)
     raise PeerUnreachable(
         "no hub of the ticket answers: " + "; ".join(error.message for error in failures),

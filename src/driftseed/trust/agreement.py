@@ -18,10 +18,12 @@ from driftseed.core import limits
 from driftseed.core.errors import MetadataInvalid, RolesDisagree
 from driftseed.core.ids import Digest, FleetId
 from driftseed.core.model import (
+    DEVICES_TARGET,
     ENROLMENT_TARGET,
     HUBS_TARGET,
     Artifact,
     Deployment,
+    Devices,
     EnrolmentKeys,
     Hubs,
     NodeAddress,
@@ -82,6 +84,7 @@ class _Judge:
             enrolment_keys=enrolment,
             hubs=hubs,
             deployments=deployments,
+            devices=self._devices(),
             disagreements=tuple(self._disagreements),
         )
 
@@ -97,6 +100,15 @@ class _Judge:
         except RolesDisagree as error:
             self._disagreements.append(f"{HUBS_TARGET}: {error.message}")
             return ()
+
+    def _devices(self) -> Devices:
+        if self._chain.find(FLEET, DEVICES_TARGET) is None:
+            return Devices()
+        try:
+            return self._document(FLEET, DEVICES_TARGET, Devices)
+        except RolesDisagree as error:
+            # Not passed over as other documents are: whoever is expelled would be a member again.
+            raise MetadataInvalid(f"the fleet does not say whom it expels: {error.message}") from None
 
     def _deployments(self) -> tuple[VerifiedDeployment, ...]:
         agreed = []

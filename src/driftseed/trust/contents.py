@@ -8,10 +8,12 @@ from pathlib import Path
 from driftseed.core.errors import MetadataInvalid, Misuse, NotFound, StoreDamaged
 from driftseed.core.ids import Digest, FleetId
 from driftseed.core.model import (
+    DEVICES_TARGET,
     ENROLMENT_TARGET,
     HUBS_TARGET,
     Artifact,
     Deployment,
+    Devices,
     EnrolmentKeys,
     Hubs,
     NodeAddress,
@@ -82,6 +84,12 @@ class FleetContents:
     def enrolment_keys(self) -> list[str]:
         """Enrolment keys as signed, public, hexadecimal, the newest last."""
         return list(self._document(FLEET, ENROLMENT_TARGET, EnrolmentKeys).keys)
+
+    def devices(self) -> Devices:
+        """What is signed of single devices."""
+        if self._chain.find(FLEET, DEVICES_TARGET) is None:
+            return Devices()
+        return self._document(FLEET, DEVICES_TARGET, Devices)
 
     def hubs(self) -> tuple[NodeAddress, ...]:
         """Where the hubs are, as signed."""

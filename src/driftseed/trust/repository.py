@@ -34,8 +34,10 @@ from driftseed.core.errors import (
     WouldOverwrite,
 )
 from driftseed.core.model import (
+    DEVICES_TARGET,
     HUBS_TARGET,
     Deployment,
+    Devices,
     Hubs,
     NodeAddress,
     ReleaseManifest,
@@ -221,6 +223,16 @@ class FleetRepository(FleetContents):
         with self._changing(FLEET) as change:
             change.add_document(FLEET, HUBS_TARGET, Hubs(hubs=list(hubs)))
             self._commit(change)
+
+    def set_devices(self, devices: Devices) -> None:
+        """Sign who is expelled, approved and relabelled."""
+        with self._changing(FLEET) as change:
+            change.add_document(FLEET, DEVICES_TARGET, devices)
+            self._commit(change)
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock that signatures are dated by."""
+        return self._clock()
 
     def declare_labels(self, keys: Collection[str]) -> None:
         """Remember label keys that operators use, so that a selector that names them is no slip."""

@@ -34,8 +34,8 @@ from driftseed.core.errors import (
 from driftseed.store.files import atomic_write, disk_full_as_error
 from driftseed.trust.chain import TIMESTAMP_NAME, TUF_FAULTS, delegated_roles, parse
 from driftseed.trust.kept import KeptFiles
-from driftseed.trust.membership import describe_time
 from driftseed.trust.source import MetadataSource, fetch_bounded
+from driftseed.trust.times import describe_time
 from driftseed.trust.tufapi import (
     BadVersionNumberError,
     DownloadHTTPError,
