@@ -318,6 +318,21 @@ async def test_a_guest_reaches_the_hub_and_nobody_else() -> None:
         assert server.stats()["guests"] == 0
 
 
+async def test_who_is_expelled_is_thrown_out_and_not_even_a_guest() -> None:
+    hub, bad, expelled = Identity.generate(), Identity.generate(), set[DeviceId]()
+    options = {"guests_reach": [hub.device], "expelled": expelled.__contains__}
+    async with relay(lambda _: True, **options) as (server, url), admitted(url) as good:
+        async with admitted(url, bad) as client:
+            expelled.add(bad.device)
+            server.expel()
+            assert await client.read() is None
+        await good.ping()
+        assert (server.stats()["clients"], server.stats()["closed:expelled"]) == (1, 1)
+        async with dialled(url, bad) as client:
+            assert await client.authenticate() != b"\x02"
+        assert server.stats()["closed:not-admitted"] == 1
+
+
 async def test_clients_are_told_when_the_relay_goes_down() -> None:
     async with relay() as (server, url), admitted(url) as client:
         closing = asyncio.create_task(server.close())
