@@ -22,7 +22,6 @@ COMMANDS: list[protocol.Command] = [
     protocol.SetLimits(upload=0, download=1 << 40),
     protocol.SuperSeed(sha256=SHA256, on=True),
     protocol.Rename(sha256=SHA256, filename="z"),
-    protocol.Resume(sha256=SHA256),
     protocol.Stop(),
 ]
 EVENTS: list[protocol.EngineEvent] = [

@@ -13,14 +13,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from driftseed.core import limits
 from driftseed.core.errors import EngineFailed
 from driftseed.core.ids import Digest
 from driftseed.core.verified import VerifiedTorrent
@@ -28,6 +26,7 @@ from driftseed.store import files
 from driftseed.swarm import protocol
 from driftseed.swarm.child import STOP_TIMEOUT_S, Child
 from driftseed.swarm.protocol import Event, Progress
+from driftseed.swarm.wanted import Wanted
 
 PARTIAL_SUFFIX: Final = ".unverified"
 """Of a file whose SHA-256 was not yet compared with the signed one."""
@@ -45,15 +44,6 @@ BANS_KEPT_MAX: Final = 1024
 """Banned addresses that a new engine is told."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Wanted:
-    """A content that the engine shall carry, as the engine would have to be told anew."""
-
-    add: protocol.Add
-    peers: dict[tuple[str, int], None] = field(default_factory=dict)
-    """Addresses it was told to connect to, the newest last."""
 
 
 class Engine:
@@ -75,7 +65,7 @@ class Engine:
     ) -> None:
         self._on_event = on_event
         self._limits = protocol.SetLimits(upload=upload_limit, download=download_limit)
-        self._wanted: dict[Digest, _Wanted] = {}
+        self._wanted: dict[Digest, Wanted] = {}
         self._bans: dict[str, None] = {}
         self._progress: dict[Digest, Progress] = {}
         self._renames: dict[Digest, asyncio.Future[None]] = {}
@@ -218,10 +208,7 @@ class Engine:
         wanted = self._wanted.get(sha256)
         if wanted is None:
             return
-        wanted.peers.pop((ip, port), None)
-        wanted.peers[ip, port] = None
-        while len(wanted.peers) > limits.SWARM_PEERS_MAX:
-            del wanted.peers[next(iter(wanted.peers))]
+        wanted.remember(ip, port)
         await self._send(protocol.ConnectPeer(sha256=sha256, ip=ip, port=port))
 
     def forget_peer(self, sha256: Digest, ip: str, port: int) -> None:
@@ -255,9 +242,17 @@ class Engine:
         wanted.add = msgspec.structs.replace(wanted.add, filename=filename, whole=True)
 
     async def resume(self, sha256: Digest) -> None:
-        """Go on after ``StorageFailed``: there is space again."""
-        if sha256 in self._wanted:
-            await self._send(protocol.Resume(sha256=sha256))
+        """Go on after ``StorageFailed``: there is space again.
+
+        The content is added anew, with a check of what is on the disk. libtorrent can go on by itself, but keeps
+        in its books blocks that never came to the disk, and does not ask for them again: one full disk in five
+        ended just short of the whole.
+        """
+        wanted = self._wanted.get(sha256)
+        if wanted is not None:
+            await self._send(protocol.Remove(sha256=sha256))
+            for command in wanted.commands():
+                await self._send(command)
 
     async def set_super_seed(self, sha256: Digest, *, on: bool) -> None:
         """Switch super-seeding of a content that is served."""
@@ -279,7 +274,7 @@ class Engine:
                 await self.set_super_seed(sha256, on=add.super_seed)
                 return
             await self.remove(sha256)
-        self._wanted[sha256] = _Wanted(add, {} if known is None else known.peers)
+        self._wanted[sha256] = Wanted(add, {} if known is None else known.peers)
         await self._send(add)
 
     async def _send(self, command: protocol.Command) -> None:
@@ -329,9 +324,8 @@ class Engine:
         """Tell a new engine all that the last one knew."""
         commands: list[protocol.Command] = [self._limits]
         commands += (protocol.Ban(ip=ip) for ip in self._bans)
-        for sha256, wanted in self._wanted.items():
-            commands.append(wanted.add)
-            commands += (protocol.ConnectPeer(sha256=sha256, ip=ip, port=port) for ip, port in wanted.peers)
+        for wanted in self._wanted.values():
+            commands += wanted.commands()
         for command in commands:
             child.tell(command)
 

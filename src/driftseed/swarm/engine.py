@@ -48,7 +48,7 @@ class Transfer:
         self.finished = False
         """All pieces are here; what is in memory is being written."""
         self.storage_failed = False
-        """Told once, not again until resumed."""
+        """Told once: every piece on its way to the disk fails alike."""
         self.peers = 0
         self.pieces = pieces
         self.regroup = False
@@ -85,7 +85,6 @@ class Engine:
             protocol.SetLimits: self._set_limits,
             protocol.SuperSeed: self._super_seed,
             protocol.Rename: self._rename,
-            protocol.Resume: self._resume,
             protocol.Stop: self._stop,
         }
         self._alerts: dict[type[Any], Callable[[Any], None]] = {
@@ -228,14 +227,6 @@ class Engine:
         if transfer := self._find(command.sha256):
             transfer.filename = command.filename
             transfer.handle.rename_file(0, command.filename)
-
-    def _resume(self, command: protocol.Resume) -> None:
-        if transfer := self._find(command.sha256):
-            transfer.storage_failed = False
-            transfer.handle.clear_error()
-            transfer.handle.unset_flags(lt.torrent_flags.upload_mode)
-            transfer.handle.resume()
-            self._dirty = True
 
     def _stop(self, command: protocol.Stop) -> None:  # noqa: ARG002  # every handler is called alike
         self._stopping = True

@@ -90,17 +90,11 @@ class Rename(Struct, frozen=True, kw_only=True, tag=True):
     filename: str
 
 
-class Resume(Struct, frozen=True, kw_only=True, tag=True):
-    """Go on after ``StorageFailed``."""
-
-    sha256: Hex64
-
-
 class Stop(Struct, frozen=True, kw_only=True, tag=True):
     """Flush and end."""
 
 
-Command: TypeAlias = Add | Remove | ConnectPeer | Ban | SetLimits | SuperSeed | Rename | Resume | Stop
+Command: TypeAlias = Add | Remove | ConnectPeer | Ban | SetLimits | SuperSeed | Rename | Stop
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag=True):
@@ -173,7 +167,7 @@ class PeerDisconnected(Struct, frozen=True, kw_only=True, tag=True):
 
 
 class StorageFailed(Struct, frozen=True, kw_only=True, tag=True):
-    """The disk refused; the content waits, with what it has, for ``Resume``."""
+    """The disk refused; the content stays as it is until it is removed."""
 
     sha256: Hex64
     errno: int

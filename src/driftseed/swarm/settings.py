@@ -97,7 +97,7 @@ _MEMORY: Final = {
     "active_seeds": -1,
     "active_limit": -1,
     "active_checking": 2,
-    # A full disk is retried when the agent says so (``Resume``), not by a timer of ten minutes.
+    # A full disk is retried when the agent says so (``Engine.resume``), not by a timer of ten minutes.
     "optimistic_disk_retry": 24 * 3600,
 }
 
