@@ -67,6 +67,16 @@ def run(
             "--download-limit", metavar="BYTES", help="Content fetched per second, such as 4M; 0: no limit."
         ),
     ] = "0",
+    stun: Annotated[
+        int | None,
+        typer.Option(
+            "--stun",
+            metavar="PORT",
+            min=1,
+            max=65534,
+            help="Answer STUN at this UDP port and the next, for 'driftseed doctor', which looks at the port after --listen.",
+        ),
+    ] = None,
     json_output: JsonOption = False,
     log_format: LogFormatOption = LogFormat.PEOPLE,
     log_file: LogFileOption = None,
@@ -96,6 +106,7 @@ def run(
                 upload_limit=parse_size(upload_limit),
                 download_limit=parse_size(download_limit),
             ),
+            stun=stun,
             json_output=json_output,
             log=LogOptions(format=log_format, file=log_file, level=log_level),
         )
