@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -85,6 +86,7 @@ class Updates:
         self._vital = TaskOwner("updates", on_failure)
         self._look = asyncio.Event()
         self._noted: dict[str, float] = {}
+        self._fetched_before = {row.deployment_id: Counter(row.bytes_from) for row in journal.unfinished()}
         self.held_back: dict[str, Wait | Refuse] = {}
         """What is not being done, by deployment id, and why."""
         self.stopped: dict[str, DriftseedError] = {}
@@ -325,9 +327,17 @@ class Updates:
                     _log.warning("progress is not kept", extra={"fields": {"why": error.message}})
         self._on_change()
 
+    def _sources(self, transfer: Transfer, deployment_id: str) -> Mapping[str, int]:
+        """Where the bytes came from, those before the agent was started again included."""
+        return self._fetched_before.get(deployment_id, Counter()) + self._contents.swarming.sources(
+            transfer.sha256
+        )
+
     def _note(self, transfer: Transfer, deployment_id: str) -> None:
         self._journal.note_progress(
-            deployment_id, transfer.done, self._contents.swarming.sources(transfer.sha256)
+            deployment_id,
+            transfer.artifact.length if transfer.arrived.done() else transfer.done,
+            self._sources(transfer, deployment_id),
         )
 
     def live(self, row: UpdateRow) -> tuple[UpdateRow, Transfer | None]:
@@ -335,7 +345,7 @@ class Updates:
         transfer = self._contents.transfer(Digest(row.artifact_sha256))
         if row.state is not State.DOWNLOADING or transfer is None:
             return row, None
-        sources: Mapping[str, int] = self._contents.swarming.sources(transfer.sha256)
+        sources = self._sources(transfer, row.deployment_id)
         return replace(row, bytes_done=transfer.done, bytes_from=sources), transfer
 
     def _pin(self) -> None:
