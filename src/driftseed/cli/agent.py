@@ -119,16 +119,20 @@ def run(
     if listen is not None:
         parse_host_port(listen, "an address to listen on")
     overrides = parse_pairs(inventory or (), "inventory")
-    from driftseed.agent import main as daemon
+    if not data.is_dir():
+        from driftseed.node.home import Home
 
-    daemon.run(
-        daemon.AgentOptions(
-            data=data,
-            listen=listen,
-            inventory=overrides,
-            serve_only=serve_only,
-            log=LogOptions(format=log_format, file=log_file, level=log_level),
-        )
+        Home(data).member()
+    from driftseed.agent.program import become
+
+    become(
+        {
+            "data": data,
+            "listen": listen,
+            "inventory": overrides,
+            "serve_only": serve_only,
+            "log": LogOptions(format=log_format, file=log_file, level=log_level),
+        }
     )
 
 

@@ -14,12 +14,6 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from tuf.ngclient import (  # type: ignore[attr-defined]  # public, but re-exported implicitly
-    FetcherInterface,
-    Updater,
-    UpdaterConfig,
-)
-
 from driftseed.core import limits
 from driftseed.core.errors import (
     ContentMismatch,
@@ -34,6 +28,7 @@ from driftseed.core.errors import (
 from driftseed.store.files import atomic_write, disk_full_as_error
 from driftseed.trust.chain import TIMESTAMP_NAME, TUF_FAULTS, delegated_roles, parse
 from driftseed.trust.kept import KeptFiles
+from driftseed.trust.ngclient import FetcherInterface, Updater, UpdaterConfig
 from driftseed.trust.source import MetadataSource, fetch_bounded
 from driftseed.trust.times import describe_time
 from driftseed.trust.tufapi import (
