@@ -71,7 +71,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     modules_dirs: Annotated[list[AbsolutePath], Meta(max_length=16)] = []
     """Directories with more update modules; the first one that has a name counts."""
     install_root: AbsolutePath | None = None
-    """Directory under which the built-in modules install; none: ``DATA/install``."""
+    """Directory under which the built-in modules install; none: ``DATA/installed``."""
     serve_only: bool = False
     """Fetch and serve everything, install nothing ("proxy mode")."""
     reboot_command: Annotated[list[str], Meta(max_length=64)] = []
