@@ -11,6 +11,7 @@ Tree = Any
 _DEPTH_OF_BOMB: Final = 2000
 _DEPTH_OF_PLACES: Final = 16
 _MUTATIONS_MAX: Final = 4
+_WEIGHT_MAX: Final = 200_000
 
 
 class Choices:
@@ -54,8 +55,24 @@ def mutated(tree: Tree, choices: Choices) -> Tree:
     """A copy of a document that differs from it in one to four places."""
     for _ in range(1 + choices.below(_MUTATIONS_MAX)):
         places = list(_places(tree, ()))
-        tree = _replaced(tree, places[choices.below(len(places))], choices)
+        changed = _replaced(tree, places[choices.below(len(places))], choices)
+        if _weight(changed) > _WEIGHT_MAX:
+            break
+        tree = changed
     return tree
+
+
+def _weight(tree: Tree) -> int:
+    """About how many bytes a document has when written, counted no further than matters."""
+    total, pending = 0, [tree]
+    while pending and total <= _WEIGHT_MAX:
+        item = pending.pop()
+        total += len(item) + 1 if isinstance(item, (str, bytes)) else 1
+        if isinstance(item, dict):
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+    return total
 
 
 def _places(tree: Tree, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:

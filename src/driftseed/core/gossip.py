@@ -118,6 +118,15 @@ class NoticeBook:
         self._seen[hashlib.sha256(notice.data).digest()] = None
         return True
 
+    def restart(self, version: int) -> None:
+        """Go back to a version: a newer root took the word of whoever signed the later ones (TUF 5.3.11).
+
+        Every neighbour counts as behind from now on, whatever it says, and so is told.
+        """
+        self._newest = version
+        self._seen.clear()
+        self._at.clear()
+
     def heard(self, peer: DeviceId, version: int) -> Move:
         """Note what a neighbour says it is at, and say what follows from that.
 

@@ -88,6 +88,8 @@ VARIANTS_MAX: Final = 256
 """Artifacts in one release."""
 FILE_REQUEST_WAIT_S: Final = 10.0
 """Seconds that a node which is itself still fetching lets a neighbour wait for a file."""
+FILE_RATE_MIN: Final = 1024.0
+"""Bytes per second, on average, below which a neighbour that gives a file holds its receiver up."""
 
 # --- content ------------------------------------------------------------------------------------
 ARTIFACT_BYTES_MAX: Final = 64 * GIB

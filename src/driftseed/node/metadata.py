@@ -33,6 +33,8 @@ LOOK_EVERY_S: Final = 30.0
 """Seconds between refreshes that one neighbour may cause whose notices do not verify: its root may be newer."""
 LOOKED_AT_MAX: Final = 256
 """Neighbours for which that is remembered."""
+EQUIVOCATION: Final = "metadata-equivocation"
+"""Refusal: one timestamp version, properly signed twice over different snapshots."""
 INVALID_NOTICES_MAX: Final = 8
 """Notices that do not verify after which a neighbour loses its link."""
 
@@ -84,6 +86,7 @@ class MetadataKeeper:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._book = NoticeBook(self.ready)
         self._looked_at: dict[DeviceId, float] = {}
+        self._shown: dict[DeviceId, float] = {}
         self._suspect: OverlayPeer | None = None
         self._trusting = asyncio.Lock()
         """python-tuf's client is single: one refresh at a time uses its directory."""
@@ -97,6 +100,13 @@ class MetadataKeeper:
     def known(self) -> int:
         """Newest timestamp version known to be signed."""
         return max(self.ready, self.notice.version if self.notice else 0)
+
+    @property
+    def snapshot_known(self) -> int:
+        """Snapshot version that the newest timestamp names."""
+        if self.notice is not None and self.notice.version >= self.ready:
+            return self.notice.snapshot_version
+        return self.fleet.snapshot_version if self.fleet else 0
 
     def newest(self) -> bytes | None:
         """The newest timestamp.json, to tell others."""
@@ -133,6 +143,13 @@ class MetadataKeeper:
                 f"timestamp version {notice.version} offered, version {self.known} is trusted",
             )
             return
+        if self.reconcile is None and self._contradicts(notice):
+            self._ledger.refuse(
+                EQUIVOCATION,
+                sender.device,
+                f"timestamp {notice.version} is signed over snapshot {notice.snapshot_version} there and over "
+                f"snapshot {self.snapshot_known} here: a holder of the timestamp key tells two stories",
+            )
         if self.reconcile is not None:
             rival = self.newest()
             settled = self.reconcile(rival, data) if rival is not None else None
@@ -169,6 +186,10 @@ class MetadataKeeper:
             and theirs.snapshot_version < self.fleet.snapshot_version
         )
 
+    def _contradicts(self, notice: VerifiedNotice) -> bool:
+        """Whether our version was signed again, over something else, by a thief, a lying hub, or two hubs at once."""
+        return notice.version == self.known and notice.snapshot_version != self.snapshot_known
+
     def peer_gone(self, peer: OverlayPeer) -> None:
         """A link ended."""
         self._book.forget(peer.device)
@@ -187,6 +208,19 @@ class MetadataKeeper:
         self._looked_at[peer.device] = now
         self._suspect = peer
         self._wake.set()
+        # Its root may be the older one: then ours does not verify there, and it looks at us.
+        self._show(peer)
+
+    def _show(self, peer: OverlayPeer) -> None:
+        """Give a neighbour our timestamp.json though it is not behind, seldom."""
+        now = self._monotonic()
+        data = self.newest()
+        if data is None or now - self._shown.get(peer.device, float("-inf")) < LOOK_EVERY_S:
+            return
+        if len(self._shown) >= LOOKED_AT_MAX:
+            self._shown.clear()
+        self._shown[peer.device] = now
+        peer.send(wire.Notice(timestamp=data))
 
     async def run(self) -> None:
         """Refresh whenever a newer version is known, until cancelled."""
@@ -251,9 +285,12 @@ class MetadataKeeper:
             DiskFull: it verified and could not be kept.
         """
         async with self._trusting:
-            before = self.ready
+            before, root_before = self.ready, self.fleet.root_version if self.fleet else 0
             fleet = await asyncio.to_thread(self.trust.refresh, source)
             self.fleet = fleet
+        if fleet.root_version > root_before and fleet.timestamp_version < max(before, self._book.newest):
+            self._fall_back(fleet)
+            before = 0
         for disagreement in fleet.disagreements:
             self._ledger.refuse("roles-disagree", "", disagreement)
         if fleet.timestamp_version > self._book.newest:
@@ -266,6 +303,18 @@ class MetadataKeeper:
             self._neighbourhood.state_changed()
             await self._on_fleet(fleet)
         return fleet
+
+    def _fall_back(self, fleet: VerifiedFleet) -> None:
+        """A newer root has another timestamp key: what was signed with the old one, of any version, is void."""
+        if self.notice is not None:
+            try:
+                self.trust.check_notice(self.notice.data)
+            except TrustError:
+                self.notice = None
+            else:
+                return
+        _log.warning("versions begin anew", extra={"fields": {"version": fleet.timestamp_version}})
+        self._book.restart(fleet.timestamp_version - 1)
 
     def _announce_refreshed(self) -> None:
         """A refresh found what no notice had told: the neighbours hear of it from us."""

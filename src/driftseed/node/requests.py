@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import TypeVar
@@ -84,12 +85,21 @@ async def request(connection: Connection, message: wire.Message) -> AsyncIterato
 
 
 async def _read_exactly(stream: Stream, length: int) -> bytes:
+    """A file's bytes, at no less than ``FILE_RATE_MIN`` on average (TUF 1.5.2, slow retrieval attack)."""
     data = bytearray()
-    while len(data) < length:
-        chunk = await stream.read_raw(length - len(data), limits.READ_TIMEOUT_S)
-        if not chunk:
-            raise PeerMisbehaved(f"a file of {length} bytes ended after {len(data)}", kind="file-truncated")
-        data += chunk
+    try:
+        async with asyncio.timeout(limits.READ_TIMEOUT_S + length / limits.FILE_RATE_MIN):
+            while len(data) < length:
+                chunk = await stream.read_raw(length - len(data), limits.READ_TIMEOUT_S)
+                if not chunk:
+                    raise PeerMisbehaved(
+                        f"a file of {length} bytes ended after {len(data)}", kind="file-truncated"
+                    )
+                data += chunk
+    except TimeoutError:
+        raise PeerMisbehaved(
+            f"{len(data)} of {length} bytes of a file came, a few at a time", kind="file-slow"
+        ) from None
     return bytes(data)
 
 
