@@ -18,9 +18,9 @@ from driftseed.agent.daemon import Agent
 from driftseed.agent.join import Joined
 from driftseed.agent.localhttp import LocalServer
 from driftseed.agent.submissions import Submissions
-from driftseed.logs import LogOptions, configure
+from driftseed.logs import LogOptions
 from driftseed.node.home import Home
-from driftseed.node.process import until_signalled
+from driftseed.node.process import run_alone, until_signalled
 from driftseed.store.files import DirectoryLock
 
 
@@ -65,14 +65,7 @@ def run(options: AgentOptions) -> None:
     """
     home = Home(options.data)
     home.member()
-    lock = DirectoryLock(home.directory)
-    lock.acquire()
-    logging = configure(options.log)
-    try:
-        asyncio.run(_serve(home, options))
-    finally:
-        logging.close()
-        lock.release()
+    run_alone(home, options.log, lambda: _serve(home, options))
 
 
 async def _serve(home: Home, options: AgentOptions) -> None:

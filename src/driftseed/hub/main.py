@@ -20,13 +20,13 @@ from driftseed.core.errors import DeviceError, Misuse, NotFound, PortTaken
 from driftseed.hub.api import OwnerServer, TokenGuard, load_token, token_app
 from driftseed.hub.control import Control
 from driftseed.hub.daemon import Hub, HubSettings
-from driftseed.logs import LogOptions, configure
+from driftseed.logs import LogOptions
 from driftseed.net.relay import RelayServer
 from driftseed.net.stun import StunServer
 from driftseed.node.home import Home
-from driftseed.node.process import until_signalled
+from driftseed.node.process import run_alone, until_signalled
 from driftseed.node.transfer import ContentSettings
-from driftseed.store.files import DirectoryLock, read_secret
+from driftseed.store.files import read_secret
 from driftseed.trust.hubkit import parse_hub_kit
 
 SOCKET_NAME = "hub.sock"
@@ -70,14 +70,7 @@ def run(options: HubOptions) -> None:
     """
     home = Home(options.data)
     home.create()
-    lock = DirectoryLock(home.directory)
-    lock.acquire()
-    logging = configure(options.log)
-    try:
-        asyncio.run(_serve(home, options))
-    finally:
-        logging.close()
-        lock.release()
+    run_alone(home, options.log, lambda: _serve(home, options))
 
 
 async def _serve(home: Home, options: HubOptions) -> None:

@@ -1,15 +1,40 @@
-"""What a daemon's process waits for."""
+"""A daemon's process: one for each data directory, and what it waits for."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from driftseed.logs import LogOptions, configure
+from driftseed.node.home import Home
+from driftseed.store.files import DirectoryLock
 
 _log = logging.getLogger(__name__)
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_alone(home: Home, log: LogOptions, daemon: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a daemon to its end, as the only process that uses its data directory.
+
+    Raises:
+        AlreadyRunning: another process uses it.
+        Misuse: the log's file cannot be opened.
+        Exception: what the daemon raises.
+    """
+    lock = DirectoryLock(home.directory)
+    lock.acquire()
+    try:
+        handlers = configure(log)
+        try:
+            asyncio.run(daemon())
+        finally:
+            handlers.close()
+    finally:
+        lock.release()
 
 
 async def until_signalled(failed: asyncio.Future[None]) -> None:
