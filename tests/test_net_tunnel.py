@@ -18,6 +18,7 @@ from driftseed.core import limits, wire
 from driftseed.core.errors import PeerMisbehaved, PeerUnreachable
 from driftseed.core.ids import DeviceId, Digest
 from driftseed.core.limits import MIB
+from driftseed.net.budget import RelayBudget
 from driftseed.net.endpoint import Connection, Endpoint, Stream
 from driftseed.net.loopback import LoopbackAddresses
 from driftseed.net.paths import Path
@@ -364,7 +365,7 @@ def test_counted_flows_are_bounded() -> None:
     async def count() -> dict[Flow, int]:
         carried: dict[Flow, int] = {}
         for number in range(limits.FLOWS_KEPT_MAX + 10):
-            meter = _Meter(carried, Still(), Digest(f"{number:064x}"))  # type: ignore[arg-type]  # all it needs
+            meter = _Meter(carried, Still(), Digest(f"{number:064x}"), RelayBudget())  # type: ignore[arg-type]  # all it needs
             meter.sent(1)
             meter.sent(2)
         return carried

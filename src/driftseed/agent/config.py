@@ -63,7 +63,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """TCP address at which this device relays for others that cannot reach each other; needs the extra "hub"."""
     relay_url: Annotated[str, Meta(max_length=256)] = ""
     """URL under which others reach that relay; none: http:// and ``relay_listen``."""
-    relay_budget_bytes_s: ByteRate = limits.RELAY_BUDGET_BYTES_S_DEFAULT
+    relay_budget_bytes_s: ByteRate = 0
     """Bytes per second of content, each way, that may go through relays when nothing else has it; 0: no limit."""
     inventory: Annotated[dict[InventoryKey, InventoryValue], Meta(max_length=_INVENTORY_MAX)] = {}
     """What the device says of itself, over what it finds out; an empty value takes one away. Labels that

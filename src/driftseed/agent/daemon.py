@@ -363,5 +363,6 @@ def content_settings(config: AgentConfig) -> ContentSettings:
         quota_bytes=config.content_quota_bytes,
         upload_limit=config.upload_limit_bytes_s,
         download_limit=config.download_limit_bytes_s,
+        relay_budget=config.relay_budget_bytes_s,
         super_seed={"auto": None, "always": True, "never": False}[config.super_seed],
     )

@@ -224,8 +224,6 @@ RELAY_BYTES_PER_SECOND: Final = 128 * MIB
 """Bytes per second that one relay client may send, unless configured."""
 RELAY_BURST_BYTES: Final = 16 * MIB
 """Bytes that one relay client may send at once."""
-RELAY_BUDGET_BYTES_S_DEFAULT: Final = 2 * MIB
-"""Bytes per second of content, each way, that a device sends through relays, unless configured."""
 RELAY_BUDGET_BURST_BYTES: Final = 1 * MIB
 """Bytes of content that may go through a relay at once before the budget holds them back."""
 RELAYS_OFFERED_MAX: Final = 2

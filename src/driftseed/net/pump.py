@@ -11,14 +11,15 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 
 from driftseed.core import limits
 from driftseed.net.stream import CHUNK_BYTES, Stream
 
 SOCKET_BUFFER_BYTES: Final = limits.MIB
 """Bytes that the kernel may hold for each local socket and direction."""
+Hold: TypeAlias = Callable[[int], Awaitable[None]]
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -36,6 +37,8 @@ async def pump(
     *,
     sent: Callable[[int], None],
     received: Callable[[int], None],
+    hold_out: Hold | None = None,
+    hold_in: Hold | None = None,
 ) -> None:
     """Carry bytes until both sides have ended, then close the socket.
 
@@ -47,14 +50,16 @@ async def pump(
         stream: open in both directions.
         sent: told the bytes that went from the socket into the stream.
         received: told the bytes that came out of the stream.
+        hold_out: waits until so many bytes may go into the stream; None never does.
+        hold_in: likewise for what came out of it, so that the sender comes to wait.
 
     Raises:
         OSError: the local side broke, or took nothing for too long (TimeoutError). Both sides are reset then.
         TransportError: the remote side did; likewise.
     """
     ways = [
-        asyncio.create_task(_outwards(sock, stream, sent), name="pump-out"),
-        asyncio.create_task(_inwards(stream, sock, received), name="pump-in"),
+        asyncio.create_task(_outwards(sock, stream, sent, hold_out), name="pump-out"),
+        asyncio.create_task(_inwards(stream, sock, received, hold_in), name="pump-in"),
     ]
     clean = False
     try:
@@ -75,19 +80,27 @@ async def pump(
         sock.close()
 
 
-async def _outwards(sock: socket.socket, stream: Stream, count: Callable[[int], None]) -> None:
+async def _outwards(
+    sock: socket.socket, stream: Stream, count: Callable[[int], None], hold: Hold | None
+) -> None:
     loop = asyncio.get_running_loop()
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
     while size := await loop.sock_recv_into(sock, buffer):
+        if hold is not None:
+            await hold(size)
         await stream.write_raw(view[:size], limits.TUNNEL_STALL_S)
         count(size)
     await stream.finish()
 
 
-async def _inwards(stream: Stream, sock: socket.socket, count: Callable[[int], None]) -> None:
+async def _inwards(
+    stream: Stream, sock: socket.socket, count: Callable[[int], None], hold: Hold | None
+) -> None:
     loop = asyncio.get_running_loop()
     while data := await stream.read_raw(CHUNK_BYTES, timeout=None):
+        if hold is not None:
+            await hold(len(data))
         async with asyncio.timeout(limits.TUNNEL_STALL_S):
             await loop.sock_sendall(sock, data)
         count(len(data))

@@ -30,6 +30,7 @@ from driftseed.core.errors import (
     TransportError,
 )
 from driftseed.core.ids import DeviceId, Digest, parse_digest
+from driftseed.net.budget import RelayBudget
 from driftseed.net.connection import Connection
 from driftseed.net.loopback import LoopbackAddresses
 from driftseed.net.paths import PathKind
@@ -80,6 +81,8 @@ class Tunnels:
         self.addresses = LoopbackAddresses()
         self.carried: dict[Flow, int] = {}
         """Bytes carried so far, oldest flow first; bounded by ``FLOWS_KEPT_MAX``."""
+        self.relay_budget = RelayBudget()
+        """For all tunnels together, while their paths lead through a relay."""
         self.counters: Counter[str] = Counter()
         """``opened``, ``served``, and what came to nothing: ``refused`` (they do not serve it), ``not-served``
         (we do not), ``unreachable``, ``engine-gone``, ``broken``, ``too-many``."""
@@ -256,10 +259,17 @@ class Tunnels:
     async def _carry(
         self, sock: socket.socket, connection: Connection, stream: Stream, sha256: Digest
     ) -> None:
-        meter = _Meter(self.carried, connection, sha256)
+        meter = _Meter(self.carried, connection, sha256, self.relay_budget)
         try:
             prepare(sock)
-            await pump(sock, stream, sent=meter.sent, received=meter.received)
+            await pump(
+                sock,
+                stream,
+                sent=meter.sent,
+                received=meter.received,
+                hold_out=meter.hold_out,
+                hold_in=meter.hold_in,
+            )
         except (OSError, TransportError) as error:
             self.counters["broken"] += 1
             LOG.debug("tunnel with %s broke: %s", connection.remote[:10], error)
@@ -318,9 +328,12 @@ class _Listener:
 
 
 class _Meter:
-    """Counts the bytes of one tunnel under the kind of path that they took."""
+    """Counts the bytes of one tunnel under the kind of path that they took, and holds them to the relays' budget."""
 
-    def __init__(self, carried: dict[Flow, int], connection: Connection, sha256: Digest) -> None:
+    def __init__(
+        self, carried: dict[Flow, int], connection: Connection, sha256: Digest, budget: RelayBudget
+    ) -> None:
+        self._budget = budget
         self._carried = carried
         self._connection = connection
         self._sha256 = sha256
@@ -334,12 +347,25 @@ class _Meter:
     def received(self, size: int) -> None:
         self._add("in", size)
 
-    def _add(self, direction: Literal["in", "out"], size: int) -> None:
+    async def hold_out(self, size: int) -> None:
+        await self._hold("out", size)
+
+    async def hold_in(self, size: int) -> None:
+        await self._hold("in", size)
+
+    async def _hold(self, direction: Literal["in", "out"], size: int) -> None:
+        if self._path_kind() == "relayed":
+            await self._budget.spend(direction, size)
+
+    def _path_kind(self) -> PathKind:
         # Asking the engine for its paths costs more than counting: once a second is enough.
         if self._clock() >= self._known_until:
             self._kind = self._connection.path().kind
             self._known_until = self._clock() + PATH_REFRESH_S
-        flow = Flow(self._connection.remote, self._sha256, self._kind, direction)
+        return self._kind
+
+    def _add(self, direction: Literal["in", "out"], size: int) -> None:
+        flow = Flow(self._connection.remote, self._sha256, self._path_kind(), direction)
         if flow not in self._carried and len(self._carried) >= limits.FLOWS_KEPT_MAX:
             del self._carried[next(iter(self._carried))]
         self._carried[flow] = self._carried.get(flow, 0) + size

@@ -85,12 +85,14 @@ class Contents:
         self.engine = Engine(
             self._on_event, upload_limit=settings.upload_limit, download_limit=settings.download_limit
         )
-        self.swarming = Swarming(links, overlay, ledger, self.engine, self.carry, monotonic)
+        self.swarming = Swarming(links, overlay, ledger, self.engine, self.carry, self._bytes_here, monotonic)
+        self.swarming.tunnels.relay_budget.change(settings.relay_budget)
         self.on_change: Callable[[Transfer], None] = lambda _transfer: None
         """Called when a transfer makes progress or is held up."""
 
     def start(self) -> None:
         """Begin to serve."""
+        self.swarming.site.start()
         self._tasks.spawn(self._rest(), "rest")
 
     async def close(self) -> None:
@@ -98,6 +100,10 @@ class Contents:
         await self._tasks.close()
         await self.swarming.close()
         await self.engine.stop()
+
+    def _bytes_here(self, sha256: Digest) -> int:
+        transfer = self._transfers.get(sha256)
+        return 0 if transfer is None else transfer.done
 
     # --- what is here ---------------------------------------------------------------------------
 
@@ -206,6 +212,7 @@ class Contents:
         """Take over other limits at once."""
         self.settings = settings
         self.store.quota_bytes = settings.quota_bytes
+        self.swarming.tunnels.relay_budget.change(settings.relay_budget)
         await self.engine.set_limits(settings.upload_limit, settings.download_limit)
 
     async def abandon(self, sha256: Digest) -> None:

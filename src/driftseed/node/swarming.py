@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from driftseed.core import limits, wire
@@ -33,6 +34,7 @@ from driftseed.node.ledger import Ledger
 from driftseed.node.links import Links
 from driftseed.node.overlay import Overlay
 from driftseed.node.peer import OverlayPeer
+from driftseed.node.site import SiteUplink
 from driftseed.node.tasks import TaskOwner
 from driftseed.swarm import protocol
 from driftseed.swarm.client import Engine
@@ -83,6 +85,7 @@ class Swarming:
         overlay: neighbours say what they have, and whom they know that has it.
         engine: told whom to connect to.
         carry: has the engine serve an artifact, if it is here.
+        done: bytes that are here of a content that is being fetched.
         monotonic: seconds.
     """
 
@@ -93,6 +96,7 @@ class Swarming:
         ledger: Ledger,
         engine: Engine,
         carry: Callable[[Digest], Awaitable[bool]],
+        done: Callable[[Digest], int],
         monotonic: Callable[[], float],
     ) -> None:
         self._links = links
@@ -109,6 +113,7 @@ class Swarming:
         self._tasks = TaskOwner("swarming")
         self._table = links.handle(wire.ALPN_TUNNEL, self._run_link)
         self.tunnels = Tunnels(self._open)
+        self.site = SiteUplink(links.device, overlay, done, self._reconsider, monotonic)
 
     @property
     def active(self) -> bool:
@@ -141,6 +146,7 @@ class Swarming:
 
     async def close(self) -> None:
         """End all searches and tunnels."""
+        await self.site.close()
         await self._tasks.close()
         await self.tunnels.close()
 
@@ -151,10 +157,12 @@ class Swarming:
         if sha256 not in self._swarms:
             swarm = _Swarm(sha256)
             self._swarms[sha256] = swarm
+            self.site.join(sha256)
             swarm.task = self._tasks.spawn(self._search(swarm), f"search {sha256[:8]}")
 
     def leave(self, sha256: Digest) -> None:
         """Stop looking; connections that there are stay as long as both engines want them."""
+        self.site.leave(sha256)
         swarm = self._swarms.pop(sha256, None)
         if swarm is not None and swarm.task is not None:
             swarm.task.cancel()
@@ -168,6 +176,11 @@ class Swarming:
             swarm = self._swarms.get(Digest(sha256))
             if swarm is not None and peer.device not in swarm.connected:
                 swarm.wake.set()
+
+    def _reconsider(self, sha256: Digest) -> None:
+        swarm = self._swarms.get(sha256)
+        if swarm is not None:
+            swarm.wake.set()
 
     async def _search(self, swarm: _Swarm) -> None:
         while True:
@@ -229,7 +242,7 @@ class Swarming:
                 device,
                 whole=False,
                 hub=entry.role == "hub",
-                path=self._path(device, "unknown"),
+                path=self._path(device, "lan" if _on_this_machine(entry.address) else "unknown"),
                 connected=device in swarm.connected,
             )
         for peer in self._overlay.peers():
@@ -255,6 +268,7 @@ class Swarming:
 
     def _choose(self, swarm: _Swarm) -> None:
         holders = self._holders(swarm)
+        holders = self.site.allowed(swarm.sha256, holders)
         chosen = choose_swarm_peers(holders.values(), self._rng.random)
         for device in set(swarm.connected) - set(chosen):
             address = swarm.connected.pop(device)
@@ -373,7 +387,7 @@ class Swarming:
 
     async def _serve(self, link: Link, stream: Stream, serving: asyncio.Semaphore) -> None:
         try:
-            await self.tunnels.serve(link.connection, stream, self._served)
+            await self.tunnels.serve(link.connection, stream, partial(self._served, link))
         except PeerMisbehaved as error:
             self._ledger.drop(error.kind, link.member.device, error.message)
             link.connection.close(0, error.kind)
@@ -382,8 +396,10 @@ class Swarming:
         finally:
             serving.release()
 
-    async def _served(self, sha256: Digest) -> TcpAddress | None:
+    async def _served(self, link: Link, sha256: Digest) -> TcpAddress | None:
         """Where a content is served here; None when it is not."""
+        if self.site.refuses(sha256, link):
+            return None
         try:
             carried = await self._carry(sha256)
             address = self._engine.listen_address if carried else None
@@ -392,3 +408,7 @@ class Swarming:
             return None
         else:
             return address
+
+
+def _on_this_machine(address: NodeAddress) -> bool:
+    return any(addr.startswith(("127.", "[::1]")) for addr in address.addrs)

@@ -19,6 +19,7 @@ class ContentSettings:
         quota_bytes: content that is kept to serve to others.
         upload_limit: bytes per second; 0 is unlimited.
         download_limit: likewise.
+        relay_budget: bytes per second of content, each way, on paths through relays; 0 is unlimited.
         super_seed: libtorrent's super-seeding, which costs each new peer ten seconds. None: no, as the
             members divide the pieces among themselves (``swarm/division.py``).
     """
@@ -27,6 +28,7 @@ class ContentSettings:
     upload_limit: int = 0
     download_limit: int = 0
     super_seed: bool | None = None
+    relay_budget: int = 0
 
 
 @dataclass(slots=True, eq=False)
