@@ -17,14 +17,18 @@ from driftseed.agent.localhttp import LocalServer
 from driftseed.agent.router import Router
 from driftseed.core.errors import ModuleFailed, PeerMisbehaved, StoreDamaged
 from driftseed.core.ids import DeviceId, is_weak_key
+from driftseed.core.model import deployment_target
 from driftseed.core.neighbours import DirectoryBook
 from driftseed.install.modules.unpack import unpack
 from driftseed.net import relay_frames
 from driftseed.node.contacts import load_contacts
 from driftseed.node.home import MEMBERSHIP_FILE, Home
 from driftseed.store.files import write_secret
+from driftseed.trust.device import FleetTrust
 from driftseed.trust.envelope import EnvelopeError, decode_envelope
+from driftseed.trust.tufapi import TargetFile, Targets
 from support_http import RawClient
+from support_trust import FakeClock, Neighbour, Thief, add_release, make_fleet
 
 SMALL_ORDER = [
     "0000000000000000000000000000000000000000000000000000000000000000",
@@ -121,3 +125,22 @@ def test_a_zip_with_a_nameless_or_encrypted_entry_is_refused_in_words(tmp_path: 
     with pytest.raises(ModuleFailed, match="no name, or is encrypted"):
         unpack(archive, target)
     assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize("digest", ["/dev/zero", "../../identity.key", "\0", "ab" * 31, "AB" * 32, ""])
+def test_a_signed_hash_that_is_none_leads_to_no_file(tmp_path: Path, digest: str) -> None:
+    """It was taken for a file's name: a thief of the deployments' key could have had any file read, without end."""
+    clock = FakeClock()
+    repository = make_fleet(tmp_path / "fleet", clock)
+    add_release(repository, tmp_path)
+    good = repository.add_deployment(deployment_id="1" * 32, release="app", version="1.0")
+    thief = Thief(repository)
+    path = deployment_target("2" * 32)
+
+    def sign(payload: Targets) -> None:
+        payload.targets[path] = TargetFile(5, {"sha256": digest}, path)
+
+    device = FleetTrust(tmp_path / "device", repository.first_root, clock)
+    fleet = device.refresh(Neighbour(thief.publish({"deployments": sign})))
+    assert [each.deployment.id for each in fleet.deployments] == [good.id]
+    assert fleet.disagreements == (f"{path}: {path} is signed without a SHA-256",)

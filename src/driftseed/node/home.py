@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -9,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from driftseed.core import limits
-from driftseed.core.errors import NotFound, StoreDamaged, WouldOverwrite, WrongFleet
+from driftseed.core.errors import NotFound, StoreDamaged, UnsafePermissions, WouldOverwrite, WrongFleet
 from driftseed.core.ids import FleetId
 from driftseed.core.model import Hex64, NodeAddress
 from driftseed.core.tickets import fleet_of
@@ -46,8 +48,19 @@ class Home:
         self.directory = directory.absolute()
 
     def create(self) -> None:
-        """Make the directory."""
+        """Make the directory.
+
+        Raises:
+            UnsafePermissions: it is there, and others can put files of theirs into the places of ours.
+        """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = self.directory.stat()
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or status.st_uid not in {0, os.geteuid()}:
+            raise UnsafePermissions(
+                f"{self.directory} can be written by others "
+                f"(mode {stat.S_IMODE(status.st_mode):04o}, user {status.st_uid})",
+                hint=f"chmod 700 {self.directory}, and chown it to user {os.geteuid()}",
+            )
 
     @property
     def socket(self) -> Path:

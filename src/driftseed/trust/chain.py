@@ -21,6 +21,7 @@ specification, with its expiry and rollback checks, is python-tuf's (``trust/upd
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,6 +59,8 @@ TUF_FAULTS: Final = (RepositoryError, ValueError, KeyError, TypeError, Attribute
 """What python-tuf raises for metadata that is wrong in any way: its own errors for what it foresaw, built-in
 ones for signed values of an unforeseen type and for roles that are not delegated."""
 
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
 Read = Callable[[str], bytes | None]
 """Gives a file's bytes by its repository name, or None."""
 
@@ -74,8 +77,12 @@ def target_name(path: str, sha256: str) -> str:
 
 
 def sha256_of(target: TargetFile) -> str | None:
-    """The SHA-256 that is signed for a target; None if its metadata has only other hashes."""
-    return target.hashes.get("sha256")
+    """The SHA-256 that is signed for a target; None if its metadata has only other hashes, or no hash there.
+
+    It becomes part of file names, and whoever stole a role's key can sign any text in its place.
+    """
+    digest = target.hashes.get("sha256")
+    return digest if isinstance(digest, str) and _SHA256.fullmatch(digest) else None
 
 
 def parse(data: bytes, kind: type[SignedT], name: str) -> Metadata[SignedT]:
