@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from driftseed.core import limits
 from driftseed.core.errors import NotFound
 from driftseed.core.model import HealthCheck
 
@@ -27,6 +28,9 @@ RELEASE: Final = "python-stdlib"
 MODULE: Final = "directory"
 ARCHITECTURES: Final = ("arm64", "amd64")
 GOOD, NEXT, BROKEN, UNSEEN = "1.0", "2.0", "3.0", "4.0"
+PIECE_BYTES: Final = 256 * limits.KIB
+"""Bytes of a BitTorrent piece. What is saved on a fast loopback by smaller ones, twenty processes on two cores
+lose again many times over: each piece is announced to every peer through a tunnel."""
 BUILD: Final = "_driftseed_build.py"
 """The one file in which the variants of a version differ, as a compiler's output would."""
 

@@ -94,6 +94,7 @@ class Publisher:
                 artifacts=arguments,
                 health=payload.health_check(version),
                 meta={},
+                piece_length=payload.PIECE_BYTES,
             )
             plan = plan_release(
                 request,

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from driftseed.agent.config import ConfigStore
 from driftseed.agent.join import join
 from driftseed.core.addresses import parse_address
 from driftseed.core.errors import DeviceError, DiskFull, DriftseedError
@@ -29,7 +30,6 @@ from driftseed.node.home import Home
 from driftseed.publish.resolve import resolve_address
 from driftseed.publish.send import PublishResult
 from driftseed.store.files import free_bytes
-from driftseed.swarm.torrent import default_piece_length
 
 LOOK_S: Final = 0.25
 """Seconds between two looks at all devices."""
@@ -125,6 +125,8 @@ class Story:
             async with gate:
                 joined = await join(ticket, device.data)
                 device.id = joined.device
+                # The demo stays on this machine: the network that it is on has nothing to do with it.
+                ConfigStore(device.data).change({"lan_discovery": False})
                 await self._switch_on(device)
 
         async with gate:
@@ -350,7 +352,7 @@ class Story:
                 Target(
                     sha256=artifact.sha256,
                     length=artifact.length,
-                    piece_length=default_piece_length(artifact.length),
+                    piece_length=payload.PIECE_BYTES,
                     path=str(self._publisher.repository.content(artifact)),
                 )
                 for artifact in unseen.artifacts.values()
