@@ -86,7 +86,9 @@ def main() -> None:
             result = {
                 "state": row.get("state"),
                 "seconds": round(time.monotonic() - began, 1),
-                "peers": ask(directory / AGENTS[1], "peers").get("peers"),
+                "peers": [
+                    each for each in ask(directory / AGENTS[1], "peers")["peers"] if each["state"] == "linked"
+                ],
                 "bytes_from": row.get("bytes_from"),
                 "resident_kib": [resident_kib(agent.pid) for agent in agents],
                 "installed": [

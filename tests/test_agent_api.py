@@ -92,7 +92,7 @@ async def test_status_and_lists_have_the_fields_of_the_contract(running: Running
     (peer,) = (await running.ask("GET", "/v1/peers"))["peers"]
     assert set(peer) == {
         *("device", "role", "state", "path", "rtt_ms", "address", "since_s", "direction"),
-        *("bytes_in", "bytes_out", "purpose"),
+        *("bytes_in", "bytes_out", "purpose", "reason"),
     }
     update = (await running.ask("GET", "/v1/updates"))["updates"][0]
     fields = {

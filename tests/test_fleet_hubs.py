@@ -14,6 +14,7 @@ from driftseed.core.ids import Digest
 from driftseed.core.lifecycle import State
 from driftseed.hub.daemon import Hub
 from driftseed.node import requests
+from driftseed.node.views import peers_view
 from support_fleet import Fleet, fleet_in, settled, until
 
 
@@ -166,3 +167,22 @@ async def test_a_transfer_outlives_either_hub(tmp_path: Path, victim: int) -> No
             return any(row.installed.get("app") == "1.0" for row in rows)
 
         await until(heard, "the surviving hub hears of it")
+
+
+async def test_a_lost_hub_is_shown_with_its_state_and_what_stands_in_the_way(tmp_path: Path) -> None:
+    """An operator who asks a device for its peers sees which hub is missing, and why."""
+    async with fleet_in(tmp_path) as fleet:
+        one, two = await hubs(fleet, 2)
+        agent = await fleet.new_agent("agent")
+        await until(lambda: len(agent.node.overlay.hubs()) == 2, "linked to both hubs")
+        assert {view.state for view in peers_view(agent.node)} == {"linked"}
+        await fleet.stop(one)
+
+        def missing() -> dict[str, str]:
+            return {view.device: view.state for view in peers_view(agent.node) if view.state != "linked"}
+
+        await until(lambda: missing().get(one.identity.device) in {"lost", "dialling"}, "the loss is seen")
+        await until(lambda: missing().get(one.identity.device) == "backing-off", "dialling it failed", 40.0)
+        (view,) = [view for view in peers_view(agent.node) if view.device == one.identity.device]
+        assert view.reason == "peer-unreachable"
+        assert two.identity.device not in missing()

@@ -65,6 +65,8 @@ class PeerView(Struct, frozen=True, kw_only=True):
     bytes_out: int
     purpose: list[str]
     """Of ``overlay`` and ``tunnel``."""
+    reason: str = ""
+    """Why the last attempt failed, of a hub that is not connected."""
 
 
 class InstalledView(Struct, frozen=True, kw_only=True):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from driftseed.core import limits
+from driftseed.core.connection import ConnectionBook, Event
 from driftseed.core.errors import DriftseedError, NotAMember, PeerMisbehaved, TransportError
 from driftseed.core.ids import DeviceId, FleetId
 from driftseed.core.model import NodeAddress
+from driftseed.core.wire import ALPN_OVERLAY
 from driftseed.net.connection import Connection
 from driftseed.net.endpoint import Endpoint
 from driftseed.net.link import CLOSE_REFUSED, Link, MemberChecker, greet_in, greet_out
@@ -117,6 +120,8 @@ class Links:
         self._tables: dict[bytes, LinkTable] = {}
         self._handlers: dict[bytes, Callable[[Link, bool], Awaitable[None]]] = {}
         self._raw_handlers: dict[bytes, Callable[[Connection], Awaitable[None]]] = {}
+        self.connections = ConnectionBook()
+        """The state of the overlay link to each device."""
         self._dialling: dict[tuple[DeviceId, bytes], asyncio.Future[Link]] = {}
 
     def handle(self, alpn: bytes, handler: Callable[[Link, bool], Awaitable[None]]) -> LinkTable:
@@ -163,10 +168,13 @@ class Links:
         self, address: NodeAddress, alpn: bytes, timeout_s: float, done: asyncio.Future[Link]
     ) -> None:
         device = DeviceId(address.device)
+        self._note(device, alpn, Event.DIAL)
         try:
             connection = await self.endpoint.dial(address, alpn, timeout_s)
+            self._note(device, alpn, Event.CONNECTED)
             link = await self._greet(connection, outgoing=True)
         except DriftseedError as error:
+            self._note(device, alpn, Event.FAILED, error.reason)
             if isinstance(error, NotAMember):
                 self._ledger.refuse_error(error, device)
             if not done.done():
@@ -234,6 +242,15 @@ class Links:
             connection, credentials.fleet, credentials.certificate, credentials.checker, self._clock
         )
 
+    def _note(self, device: DeviceId, alpn: bytes, event: Event, reason: str = "") -> None:
+        """Keep the state of overlay links; tunnels come and go with what is to be carried."""
+        if alpn == ALPN_OVERLAY:
+            now = self.connections.note(device, event, time.monotonic(), reason)
+            _log.debug(
+                "connection",
+                extra={"fields": {"peer": device[:16], "event": event, "state": now.state, "reason": reason}},
+            )
+
     def _register(self, link: Link, alpn: bytes, *, outgoing: bool) -> Link:
         """Put a link into its table; returns the one that is in force afterwards."""
         table = self._tables[alpn]
@@ -241,6 +258,8 @@ class Links:
         if loser is not None and not loser.connection.closed:
             loser.connection.close(CLOSE_DUPLICATE, "another link stays")
         winner = table.get(link.member.device)
+        if loser is not link:
+            self._note(link.member.device, alpn, Event.PROVED)
         return winner if winner is not None else link
 
     def _take(self, link: Link, alpn: bytes, *, outgoing: bool) -> Link:
@@ -255,7 +274,8 @@ class Links:
         try:
             await handler(link, outgoing)
         finally:
-            self._tables[alpn].discard(link)
+            if self._tables[alpn].discard(link):
+                self._note(link.member.device, alpn, Event.CLOSED)
             if not link.connection.closed:
                 link.connection.close(0, "ended")
 

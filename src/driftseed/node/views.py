@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from driftseed.core.apiviews import (
@@ -14,6 +15,7 @@ from driftseed.core.apiviews import (
     ProblemView,
     RefusalView,
 )
+from driftseed.core.connection import State as ConnectionState
 from driftseed.core.errors import ClockWrong, MetadataExpired
 from driftseed.core.ids import DeviceId
 from driftseed.core.metrics import Metrics
@@ -39,7 +41,9 @@ def peers_view(node: Node) -> list[PeerView]:
             PeerView(
                 device=device,
                 role=link.member.role,
-                state="linked",
+                state=node.links.connections.get(device).state
+                if peer is not None
+                else ConnectionState.LINKED,
                 path=path.kind,
                 rtt_ms=float(path.rtt_ms),
                 address=path.remote_addr or None,
@@ -48,6 +52,42 @@ def peers_view(node: Node) -> list[PeerView]:
                 bytes_in=received[device],
                 bytes_out=sent[device],
                 purpose=[name for name, one in (("overlay", peer), ("tunnel", tunnel)) if one is not None],
+            )
+        )
+    return views + _hubs_missed(node, {view.device for view in views})
+
+
+def _hubs_missed(node: Node, shown: Collection[str]) -> list[PeerView]:
+    """Hubs that should be there and are not: what stands in the way."""
+    views = []
+    fleet = node.fleet
+    hubs = {DeviceId(hub.device): hub for hub in (*node.options.hubs, *(fleet.hubs if fleet else ()))}
+    for device, address in hubs.items():
+        connection = node.links.connections.get(device)
+        if (
+            device in shown
+            or device == node.device
+            or connection.state
+            in {
+                ConnectionState.UNKNOWN,
+                ConnectionState.LINKED,
+            }
+        ):
+            continue
+        views.append(
+            PeerView(
+                device=device,
+                role="hub",
+                state=connection.state,
+                path=None,
+                rtt_ms=None,
+                address=next(iter(address.addrs), None),
+                since_s=max(0.0, time.monotonic() - connection.since),
+                direction="out",
+                bytes_in=0,
+                bytes_out=0,
+                purpose=[],
+                reason=connection.reason,
             )
         )
     return views
@@ -114,6 +154,11 @@ def time_problems(node: Node, skew_max_s: float) -> list[ProblemView]:
 
 def node_metrics(node: Node, metrics: Metrics) -> None:
     """Fill in what every node counts."""
+    connections = metrics.gauge(
+        "driftseed_connections", "Devices, by the state of the connection.", ["state"]
+    )
+    for connection in node.links.connections.values():
+        connections.add(1, state=connection.state)
     drops = metrics.counter("driftseed_drops_total", "Malformed or excessive input, by reason.", ["reason"])
     for reason, count in counters_view(node).drops.items():
         drops.set(count, reason=reason)
