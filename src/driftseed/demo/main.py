@@ -22,7 +22,8 @@ from driftseed.demo.machines import Connect
 from driftseed.demo.processes import Processes, tail
 from driftseed.demo.result import Result, render
 from driftseed.demo.show import Show, choose_show, open_console
-from driftseed.demo.story import ATTACKS, Story, WentWrong
+from driftseed.demo.stage import Stage, WentWrong
+from driftseed.demo.story import ATTACKS, Story
 from driftseed.demo.workspace import Workspace
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -74,7 +75,7 @@ async def _run(workspace: Workspace, result: Result, count: int, show: Show, con
     code = 1
     with _until_signalled() as signalled, show:
         try:
-            await Story(workspace, processes, show, result, connect, count).run()
+            await Story(Stage(workspace, processes, show, result, connect, count)).run()
             result.judge(payload.NEXT, [reason for _, reason in ATTACKS])
         except (WentWrong, DriftseedError) as error:
             result.problems.append(str(error))
