@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from driftseed.core import limits, wire
-from driftseed.core.errors import LinkClosed, PeerStalled
+from driftseed.core.errors import LinkClosed, ModuleFailed, PeerStalled
 from driftseed.core.lifecycle import State
-from driftseed.install.modules import unpack
+from driftseed.install.modules.unpack import unpack
 from support_fleet import fleet_in, settled, until
 from support_fleet_peer import made_up_peer
 from support_trust import Thief
@@ -166,6 +166,6 @@ def test_a_decompression_bomb_is_stopped_at_the_bound_and_leaves_little(tmp_path
     archive.write_bytes(_bomb())
     assert archive.stat().st_size < 128 * limits.KIB
     target.mkdir()
-    with pytest.raises(unpack.ModuleFailed, match="when unpacked"):
-        unpack.unpack(archive, target, bytes_max=limits.MIB)
+    with pytest.raises(ModuleFailed, match="when unpacked"):
+        unpack(archive, target, bytes_max=limits.MIB)
     assert sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) <= limits.MIB

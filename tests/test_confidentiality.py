@@ -98,7 +98,7 @@ async def test_nothing_of_an_update_is_readable_on_the_wire(tmp_path: Path) -> N
             await until(
                 lambda: hub.node.ledger.drops.total() == 0 and len(hub.node.overlay.peers()) >= 2, "reported"
             )
-            ports = {member.node.endpoint.port for member in (hub, *agents)}
+            ports = {hub.node.endpoint.port, *(agent.node.endpoint.port for agent in agents)}
             needles = {
                 "the payload": line[:32],
                 "the release's name": b"secret-release-name",
