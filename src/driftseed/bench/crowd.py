@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
-from driftseed.agent.config import AgentConfig
+from driftseed.agent.config import parse_config
 from driftseed.agent.daemon import Agent
+from driftseed.bench.fleet import LOOPBACK, QUIET
 from driftseed.logs import LogFormat, LogOptions, configure
 from driftseed.node.home import Home
 from driftseed.node.process import until_signalled
 
+THREADS_PER_AGENT: Final = 4
+
 
 async def _serve(directory: Path, names: list[str]) -> None:
-    config = AgentConfig(listen="127.0.0.1:0")
+    config = parse_config({**QUIET, "listen": LOOPBACK})
     agents: list[Agent] = []
+    # An agent that refreshes its metadata holds a thread and may wait for another that does: on their own they
+    # have a pool each, and must not wait for each other's threads here.
+    pool = ThreadPoolExecutor(THREADS_PER_AGENT * len(names))
+    asyncio.get_running_loop().set_default_executor(pool)
     try:
         for name in names:
             agent = await Agent.open(Home(directory / name), config, inventory={})

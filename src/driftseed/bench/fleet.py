@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,12 +33,14 @@ from driftseed.trust.hubkit import export_hub_kit
 from driftseed.trust.membership import create_invitation
 from driftseed.trust.repository import FleetRepository
 
-START_TIMEOUT_S: Final = 60.0
+START_TIMEOUT_S: Final = 150.0
 STOP_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.1
 """Seconds between questions to a daemon about what it tells only when asked."""
 PUBLISH_TIMEOUT_S: Final = 120.0
 LOOPBACK: Final = "127.0.0.1:0"
+QUIET: Final[Mapping[str, object]] = {"lan_discovery": False}
+"""Settings of agents: nothing leaves this machine, and dozens of agents do not answer each other by multicast."""
 AGENT_SOCKET: Final = "agent.sock"
 HUB_SOCKET: Final = "hub.sock"
 NOBODY: Final = "bench=nobody"
@@ -85,6 +87,17 @@ class Daemon:
                 raise DeviceError(f"{self.name}: {path} is not as expected after {timeout_s:.0f} s\n{said}")
             await asyncio.sleep(POLL_S)
 
+    async def first_line(self) -> bytes:
+        """What it says on standard output when it is ready. Raises DeviceError."""
+        line = b""
+        if self.process.stdout is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    line = await self.process.stdout.readline()
+        if not line:
+            raise DeviceError(f"{self.name} does not start\n{self.log.read_text(errors='replace')[-2000:]}")
+        return line
+
     async def stop(self) -> None:
         """End it as a service manager would."""
         if self.process.returncode is None:
@@ -127,12 +140,7 @@ class BenchFleet:
         daemon = await self._start(
             "hub", HUB_SOCKET, "-m", "driftseed.bench.hub", os.fspath(kit), os.fspath(data), str(upload_limit)
         )
-        if daemon.process.stdout is None:
-            raise DeviceError("the hub was started without a pipe")
-        async with asyncio.timeout(START_TIMEOUT_S):
-            line = await daemon.process.stdout.readline()
-        if not line:
-            raise DeviceError(f"the hub does not start\n{daemon.log.read_text(errors='replace')[-2000:]}")
+        line = await daemon.first_line()
         self.hub_address = resolve_address(parse_address(json.loads(line)["address"])).address
         return daemon
 
@@ -172,7 +180,7 @@ class BenchFleet:
             config: settings of ``agent.config.AgentConfig``.
         """
         data = self.directory / name
-        (data / CONFIG_FILE).write_bytes(msgspec.json.encode({**config, "listen": LOOPBACK}))
+        (data / CONFIG_FILE).write_bytes(msgspec.json.encode({**QUIET, **config, "listen": LOOPBACK}))
         return await self._start(
             name,
             AGENT_SOCKET,
@@ -256,12 +264,7 @@ class BenchFleet:
         daemon = await self._start(
             "crowd", AGENT_SOCKET, "-m", "driftseed.bench.crowd", os.fspath(self.directory), *names
         )
-        if daemon.process.stdout is None:
-            raise DeviceError("the crowd was started without a pipe")
-        async with asyncio.timeout(START_TIMEOUT_S):
-            line = await daemon.process.stdout.readline()
-        if not line:
-            raise DeviceError(f"the crowd does not start\n{daemon.log.read_text(errors='replace')[-2000:]}")
+        await daemon.first_line()
         return daemon
 
     async def close(self) -> None:

@@ -88,7 +88,8 @@ class Idle:
         return Result(
             name="idle",
             method=(
-                f"A hub and {self.agents} agents, each started as 'driftseed agent run' and linked to the hub and the "
+                f"A hub and {self.agents} agents, each started as 'driftseed agent run', with LAN discovery (on the "
+                "loopback interface) and linked to the hub and the "
                 f"others, install an update of {self.size // limits.MIB} MiB; when their BitTorrent engines have been "
                 f"ended, they are watched for {self.seconds:g} s. Memory is VmRSS at the end of that time (and PSS), "
                 "CPU what all threads of the agent's process used meanwhile, from /proc. The figures are of the "
@@ -114,7 +115,9 @@ class Idle:
         await asyncio.to_thread(write_random, payload, self.size)
         async with bench_fleet(directory) as fleet:
             await fleet.start_hub()
-            agents = await fleet.start_agents([f"agent{number}" for number in range(self.agents)])
+            agents = await fleet.start_agents(
+                [f"agent{number}" for number in range(self.agents)], lan_discovery=True, lan_interfaces=["lo"]
+            )
             await fleet.release("payload", "1", payload)
             deployment = fleet.deploy("payload", "1")
             await fleet.publish()
