@@ -45,6 +45,7 @@ class PeerSource:
         loop: where the links live.
         timestamp: bytes of the notice; None asks the peers for theirs.
         version: timestamp version that the peers shall be ready for.
+        timeout_s: seconds for one file, all peers together.
         ledger: where their faults are counted.
     """
 
@@ -56,7 +57,9 @@ class PeerSource:
         *,
         timestamp: bytes | None = None,
         version: int = 0,
+        timeout_s: float = FETCH_TIMEOUT_S,
     ) -> None:
+        self._timeout_s = timeout_s
         self._peers = list(peers)
         self._loop = loop
         self._ledger = ledger
@@ -69,10 +72,10 @@ class PeerSource:
             return self._timestamp
         future = asyncio.run_coroutine_threadsafe(self._fetch(name, max_length), self._loop)
         try:
-            return future.result(FETCH_TIMEOUT_S)
+            return future.result(self._timeout_s)
         except TimeoutError:
             future.cancel()
-            raise TransportError(f"no peer gave {name} within {FETCH_TIMEOUT_S:.0f} s") from None
+            raise TransportError(f"no peer gave {name} within {self._timeout_s:.0f} s") from None
 
     async def _fetch(self, name: str, max_length: int) -> bytes:
         """Ask the peers in order, the next one when one has it not, fails, or is slow; the first file counts."""

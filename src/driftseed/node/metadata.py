@@ -19,7 +19,7 @@ from driftseed.core.errors import (
 from driftseed.core.gossip import Move, NoticeBook
 from driftseed.core.ids import DeviceId
 from driftseed.core.verified import VerifiedFleet, VerifiedNotice
-from driftseed.node.files import TIMESTAMP_NAME, FilePeer, PeerSource
+from driftseed.node.files import FETCH_TIMEOUT_S, TIMESTAMP_NAME, FilePeer, PeerSource
 from driftseed.node.ledger import Ledger
 from driftseed.node.peer import OverlayPeer
 from driftseed.trust.device import FleetTrust, MetadataSource
@@ -31,6 +31,8 @@ RETRY_MAX_S: Final = 30.0
 """Seconds between refreshes that failed though a newer version is known; doubled up to the maximum."""
 LOOK_EVERY_S: Final = 30.0
 """Seconds between refreshes that one neighbour may cause whose notices do not verify: its root may be newer."""
+SUSPECT_TIMEOUT_S: Final = 5.0
+"""Seconds that such a neighbour has for each file: meanwhile nobody else's news is fetched."""
 LOOKED_AT_MAX: Final = 256
 """Neighbours for which that is remembered."""
 EQUIVOCATION: Final = "metadata-equivocation"
@@ -239,11 +241,11 @@ class MetadataKeeper:
             else:
                 delay = RETRY_FIRST_S
             self._wake.clear()
-            if (suspect := self._suspect) is not None:
-                self._suspect = None
-                await self._refresh([suspect], None)
             if self.known > self.ready or self.fleet is None:
                 await self._refresh_from_anyone()
+            if (suspect := self._suspect) is not None:
+                self._suspect = None
+                await self._refresh([suspect], None, SUSPECT_TIMEOUT_S)
 
     async def _refresh_from_anyone(self) -> None:
         peers = [peer for peer in self._neighbourhood.peers() if peer.state.ready >= self.known]
@@ -255,13 +257,19 @@ class MetadataKeeper:
         notice = self.notice
         await self._refresh(ordered, notice if notice and notice.version > self.ready else None)
 
-    async def _refresh(self, peers: Sequence[OverlayPeer], notice: VerifiedNotice | None) -> None:
+    async def _refresh(
+        self,
+        peers: Sequence[OverlayPeer],
+        notice: VerifiedNotice | None,
+        timeout_s: float = FETCH_TIMEOUT_S,
+    ) -> None:
         source = PeerSource(
             [FilePeer(peer.device, peer.link.connection) for peer in peers],
             asyncio.get_running_loop(),
             self._ledger,
             timestamp=notice.data if notice else None,
             version=notice.version if notice else 0,
+            timeout_s=timeout_s,
         )
         try:
             await self.refresh(source)
