@@ -96,6 +96,8 @@ GOLDEN: tuple[tuple[wire.Message, str], ...] = (
     ),
     (wire.RenewRequest(certificate=b"\x01\x02"), "00000012 24 81 ab6365727469666963617465 c4020102"),
     (wire.RenewReply(certificate=b"\x03"), "00000011 25 81 ab6365727469666963617465 c40103"),
+    (wire.AskHeld(sha256s=[SHA]), f"0000004d 26 81 a773686132353673 91 d940{SHA_HEX}"),
+    (wire.Held(sha256s=[SHA]), f"0000004d 27 81 a773686132353673 91 d940{SHA_HEX}"),
     (wire.TunnelOpen(sha256=SHA), f"0000004b 30 81 a6736861323536 d940{SHA_HEX}"),
     (wire.TunnelAccept(accepted=True), "0000000c 31 81 a86163636570746564 c3"),
 )

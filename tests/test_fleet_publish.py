@@ -256,3 +256,19 @@ async def test_a_neighbour_delivers_the_newest_report_of_a_device_that_meets_no_
         rows = {row.device: row for row in await hub.observer.devices({})}
         assert rows[device].inventory["board"] == "three"
         assert not rows[device].connected
+
+
+async def test_publishing_ends_when_the_hub_holds_more_than_a_state_can_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state names the newest content only: the hub is asked about the rest, or publishing would never end."""
+    monkeypatch.setattr(limits, "CONTENT_IDS_MAX", 2)
+    async with fleet_in(tmp_path) as fleet:
+        hub = await fleet.start_hub()
+        for number in range(4):
+            payload = tmp_path / f"part-{number}"
+            payload.write_bytes(bytes([number]) * 1000)
+            fleet.release(f"part-{number}", "1", [str(payload)], meta={"path": f"part-{number}"})
+        result = await fleet.publish()
+        assert result.content_bytes == 4000
+        assert len(hub.node.contents.store.digests()) == 4

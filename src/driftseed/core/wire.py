@@ -157,6 +157,21 @@ class FindContent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sha256: Hex64
 
 
+class AskHeld(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Request stream: which of these artifacts do you hold whole? Answered by a Held.
+
+    A State names only so many; whoever publishes must know it of each.
+    """
+
+    sha256s: Annotated[list[Hex64], Meta(max_length=limits.CONTENT_IDS_MAX)]
+
+
+class Held(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Answer to AskHeld: those of the artifacts that the sender holds whole."""
+
+    sha256s: Annotated[list[Hex64], Meta(max_length=limits.CONTENT_IDS_MAX)] = []
+
+
 class GetFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Request stream: a metadata file or small target by its TUF name. Answered by FileHead, then raw bytes."""
 
@@ -211,6 +226,8 @@ Message: TypeAlias = (
     | ReportsLogged
     | Fetching
     | FindContent
+    | AskHeld
+    | Held
     | GetFile
     | FileHead
     | RenewRequest
@@ -239,6 +256,8 @@ TYPES: Final[dict[int, type[Message]]] = {
     0x23: GetReports,
     0x24: RenewRequest,
     0x25: RenewReply,
+    0x26: AskHeld,
+    0x27: Held,
     0x30: TunnelOpen,
     0x31: TunnelAccept,
 }

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from driftseed.core import limits, wire
 from driftseed.core.errors import TransportError
-from driftseed.core.ids import DeviceId, FleetId
+from driftseed.core.ids import DeviceId, Digest, FleetId
 from driftseed.core.model import NodeAddress
 from driftseed.core.neighbours import DirectoryBook
 from driftseed.core.verified import VerifiedFleet
@@ -343,6 +343,11 @@ class Node:
         match message:
             case wire.GetFile():
                 await serve_file(message, stream, self.keeper.trust.serve, self.keeper.when_ready)
+            case wire.AskHeld(sha256s=sha256s):
+                store = self.contents.store
+                held = wire.Held(sha256s=[each for each in sha256s if store.has(Digest(each))])
+                await stream.write_frame(held, limits.WRITE_TIMEOUT_S)
+                await stream.finish()
             case wire.FindContent(sha256=sha256):
                 reply = wire.Directory(entries=await self._holders(sha256, device))
                 await stream.write_frame(reply, limits.WRITE_TIMEOUT_S)
@@ -370,7 +375,11 @@ class Node:
                     found.setdefault(DeviceId(entry.address.device), entry)
         for device in (asker, self.device):
             found.pop(device, None)
-        return list(found.values())[:INTRODUCED_FOR_CONTENT_MAX]
+        digest = Digest(sha256)
+        # Our State names the newest content only: whoever asks learns it of any.
+        here = self.contents.store.has(digest) or self.contents.transfer(digest) is not None
+        own = [wire.DirectoryEntry(address=self.own_address(), role=self.options.role)] if here else []
+        return [*own, *found.values()][:INTRODUCED_FOR_CONTENT_MAX]
 
 
 async def _ask_hub(hub: OverlayPeer, sha256: str) -> wire.Directory:

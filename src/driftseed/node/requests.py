@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import TypeVar
 
 from driftseed.core import limits, wire
@@ -42,6 +42,17 @@ async def get_file(connection: Connection, name: str, max_length: int, *, at_lea
                 f"{name} has {head.length} bytes where {max_length} are allowed", kind="file-too-large"
             )
         return await _read_exactly(stream, head.length)
+
+
+async def ask_held(connection: Connection, sha256s: Collection[str]) -> set[str]:
+    """Which of these artifacts a node holds whole. Raises PeerMisbehaved or TransportError."""
+    held: set[str] = set()
+    ordered = sorted(sha256s)
+    for start in range(0, len(ordered), limits.CONTENT_IDS_MAX):
+        asked = ordered[start : start + limits.CONTENT_IDS_MAX]
+        async with request(connection, wire.AskHeld(sha256s=asked)) as stream:
+            held.update((await _answer(stream, wire.Held, limits.READ_TIMEOUT_S)).sha256s)
+    return held & set(ordered)
 
 
 async def find_content(connection: Connection, sha256: str) -> wire.Directory:

@@ -37,6 +37,7 @@ from driftseed.core.verified import VerifiedFleet
 from driftseed.net.identity import Identity
 from driftseed.node.node import Node, NodeOptions
 from driftseed.node.peer import OverlayPeer
+from driftseed.node.requests import ask_held
 from driftseed.node.transfer import ContentSettings
 from driftseed.trust.device import FleetTrust
 from driftseed.trust.membership import issue_certificate
@@ -250,7 +251,7 @@ async def _hand_over(
     }
     while True:
         peer.state_changed.clear()
-        if peer.state.ready >= fleet.timestamp_version and wanted <= set(peer.state.has):
+        if peer.state.ready >= fleet.timestamp_version and await _holds_all(peer, wanted):
             progress(total, total, "done")
             return
         if not peer.alive:
@@ -263,6 +264,13 @@ async def _hand_over(
                 await peer.state_changed.wait()
         except TimeoutError:
             continue
+
+
+async def _holds_all(peer: OverlayPeer, wanted: set[Digest]) -> bool:
+    """Whether a node has all of the content: a state that is full may not name everything, so it is asked."""
+    if len(peer.state.has) < limits.CONTENT_IDS_MAX:
+        return wanted <= set(peer.state.has)
+    return wanted == await ask_held(peer.link.connection, wanted)
 
 
 def publish_to_agent(repository: FleetRepository, api: LocalApi, *, progress: Progress) -> PublishResult:
