@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,10 @@ def agent(fleet: Path, tmp_path: Path) -> Iterator[Agent]:
         {
             ("GET", "/v1/status"): (200, status),
             ("POST", "/v1/submit"): (201, {"submission": "s1"}),
+            ("GET", "/v1/submit/s1"): (
+                200,
+                {"missing": {hashlib.sha256(b"x" * 100_000).hexdigest(): 100_000}},
+            ),
             ("POST", "/v1/submit/s1/commit"): (200, {"timestamp_version": 3, "accepted": True}),
         }
     )
@@ -92,6 +97,16 @@ def test_everything_is_handed_to_an_agent(
     for name, data in repository(fleet).files().items():
         assert sent.pop(f"files/{name}") == data
     assert list(sent.values()) == [b"x" * 100_000]
+
+
+def test_content_that_the_agent_has_is_not_sent_again(
+    cli: Cli, fleet: Path, agent: Agent, tmp_path: Path
+) -> None:
+    agent.answers["GET", "/v1/submit/s1"] = (200, {"missing": {}})
+    cli.ok("publish", fleet, "--via", tmp_path / "data", "--json")
+    sent = [asked.path for asked in agent.asked if asked.method == "PUT"]
+    assert sent
+    assert not [path for path in sent if "/content/" in path]
 
 
 def test_an_agent_of_another_fleet_is_sent_nothing(

@@ -199,8 +199,8 @@ async def test_killed_while_downloading_it_goes_on_from_where_it_was(short_path:
         assert await made.ended(deployment) == State.SUCCEEDED
         assert made.installed == data
         view = await made.view(deployment)
-        # Counted by the process that ended it: 60 % were missing, and a few requests were under way.
-        assert sum(view["bytes_from"].values()) < 0.75 * size, "what was here already was not fetched again"
+        # Those from before the kill are counted too: a few requests were under way, and the protocol has a little.
+        assert sum(view["bytes_from"].values()) < 1.15 * size, "what was here already was not fetched again"
         assert view["attempts"] == 1
 
 
