@@ -199,8 +199,9 @@ async def test_killed_while_downloading_it_goes_on_from_where_it_was(short_path:
         assert await made.ended(deployment) == State.SUCCEEDED
         assert made.installed == data
         view = await made.view(deployment)
-        # Those from before the kill are counted too: a few requests were under way, and the protocol has a little.
-        assert sum(view["bytes_from"].values()) < 1.15 * size, "what was here already was not fetched again"
+        # 60 % were missing, and what was in the sockets' buffers was lost.
+        after = sum(view["bytes_from"].values()) - sum(row.bytes_from.values())
+        assert after < 0.75 * size, "what was here already was not fetched again"
         assert view["attempts"] == 1
 
 
