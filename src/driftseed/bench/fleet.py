@@ -198,7 +198,7 @@ class BenchFleet:
         """Join and start agents, and wait until each is linked to the hub and to a neighbour if there is any."""
         await self.join(names)
         agents = [await self.start_agent(name, **config) for name in names]
-        wanted = 1 if len(names) == 1 else 2
+        wanted = min(len(self.daemons) - 1, 2)
         for agent in agents:
             await agent.until("/v1/peers", lambda answer: len(answer["peers"]) >= wanted, START_TIMEOUT_S)
             await agent.until("/v1/status", lambda answer: answer["timestamp_version"] >= 1, START_TIMEOUT_S)
