@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import glob
 import hashlib
 import os
 import signal
@@ -514,3 +515,23 @@ async def test_libtorrent_is_not_loaded_into_the_agent() -> None:
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
     assert await process.wait() == 0
+
+
+def sockets() -> set[str]:
+    """Of this process."""
+    return {link for link in map(os.readlink, glob.glob("/proc/self/fd/*")) if link.startswith("socket:")}
+
+
+async def test_a_start_that_is_given_up_leaves_no_socket_and_no_process() -> None:
+    """An agent may be told to stop while its engine starts, at any instant of that."""
+    before = sockets()
+    for turns in range(6):
+        engine = Engine(lambda _event: None)
+        starting = asyncio.create_task(engine.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)  # one turn of the loop: how far the start has come
+        starting.cancel()
+        await asyncio.wait({starting})
+        await engine.stop()
+        assert not engine.running
+    assert sockets() == before

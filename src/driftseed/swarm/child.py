@@ -47,9 +47,24 @@ class Child:
     async def spawn(cls) -> Child:
         """Start an engine; it says ``Ready`` when it listens.
 
+        When cancelled, it is started all the same and ended at once: asyncio loses track of a process whose
+        start is cancelled in the middle.
+
         Raises:
             EngineFailed: the system starts no process.
         """
+        starting = asyncio.create_task(cls._spawn(), name="engine start")
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait({starting})
+            if starting.exception() is None:
+                starting.result().kill()
+                await starting.result().reap()
+            raise
+
+    @classmethod
+    async def _spawn(cls) -> Child:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
