@@ -15,6 +15,7 @@ from time import time as _now
 
 import pytest
 
+from driftseed.core import limits
 from driftseed.core.errors import PeerStalled, TransportError
 from driftseed.core.model import artifact_target
 from driftseed.net.http_source import HttpSource
@@ -147,3 +148,28 @@ def test_a_server_that_trickles_is_left(tmp_path: Path) -> None:
         serving.join()
     with pytest.raises(TransportError, match="cannot be fetched"):
         HttpSource().fetch("http://127.0.0.1:1/x", 10)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_rate_that_an_answer_must_keep(missing: int) -> None:
+    """A second after the time that it may be silent: one second's bytes are enough, one fewer are not."""
+    body = b"x" * (int(limits.HTTP_RATE_MIN) - missing)
+    times = iter([0.0])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        source = HttpSource(lambda: next(times, limits.READ_TIMEOUT_S + 1.0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
+        if missing:
+            with pytest.raises(PeerStalled, match="1023 bytes in 21 s is too slow"):
+                source.fetch(url, 100_000)
+        else:
+            assert source.fetch(url, 100_000) == body
+        serving.join()

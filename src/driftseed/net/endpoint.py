@@ -185,6 +185,11 @@ class Endpoint:
             self._external.discard(addr)
             await self._engine(self._inner.remove_external_addr(addr))
 
+    @property
+    def relays(self) -> frozenset[str]:
+        """URLs of the relays that it listens on."""
+        return frozenset(self._relays)
+
     async def set_relays(self, relays: Sequence[str]) -> None:
         """Use these relays from now on, and no others.
 
