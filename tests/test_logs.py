@@ -189,6 +189,10 @@ def test_an_exception_in_json_carries_its_traceback() -> None:
 
 
 def test_what_one_record_shows_is_bounded() -> None:
+    whole = as_json(text="é" * limits.LOG_VALUE_CHARS_MAX, items=list(range(limits.LOG_ITEMS_MAX)))["fields"]
+    assert whole == {"text": "é" * limits.LOG_VALUE_CHARS_MAX, "items": list(range(limits.LOG_ITEMS_MAX))}
+    cut = as_json(text="é" * (limits.LOG_VALUE_CHARS_MAX + 1), items=list(range(limits.LOG_ITEMS_MAX + 1)))
+    assert cut["fields"] == {"text": whole["text"] + "… (1025 characters)", "items": whole["items"]}
     nested: list[Any] = []
     for _ in range(5000):
         nested = [nested]

@@ -204,11 +204,13 @@ def test_an_update_that_goes_in_circles_is_aborted(journal: Journal) -> None:
     assert steps < limits.TRANSITIONS_MAX
 
 
-def test_the_history_is_bounded(journal: Journal) -> None:
+@pytest.mark.parametrize("past", [0, 1])
+def test_the_history_is_bounded(journal: Journal, past: int) -> None:
+    """One step is made here besides those that are there."""
     journal.begin(update())
     connection = journal._connection
     connection.execute("BEGIN")
-    for _ in range(limits.HISTORY_STEPS_MAX + 50):
+    for _ in range(limits.HISTORY_STEPS_MAX - 1 + past):
         connection.execute(
             "INSERT INTO transitions (deployment_id, attempt, state, event, next, at, reason, detail) "
             "VALUES (?, 1, 'waiting', 'start', 'downloading', 0, '', '')",
