@@ -10,7 +10,7 @@ import msgspec
 
 from driftseed.core.errors import Misuse
 from driftseed.core.ids import DeviceId
-from driftseed.core.model import Approval, Revocation
+from driftseed.core.model import Approval, Devices, Revocation
 from driftseed.trust.admission import check_labels
 from driftseed.trust.repository import FleetRepository
 from driftseed.trust.times import describe_time
@@ -33,11 +33,14 @@ def revoke(
     Raises:
         Misuse: more is said of devices than fits into a document.
     """
-    before = repository.devices()
-    approved = {device: one for device, one in before.approved.items() if device not in devices}
     revocation = _revocation(now, since, reason)
-    revoked = {**before.revoked, **{str(device): revocation for device in devices}}
-    repository.set_devices(msgspec.structs.replace(before, revoked=revoked, approved=approved))
+
+    def expelled(before: Devices) -> Devices:
+        approved = {device: one for device, one in before.approved.items() if device not in devices}
+        revoked = {**before.revoked, **{str(device): revocation for device in devices}}
+        return msgspec.structs.replace(before, revoked=revoked, approved=approved)
+
+    repository.change_devices(expelled)
 
 
 def withdraw_tickets(repository: FleetRepository, tickets: Sequence[str], *, now: float, reason: str) -> None:
@@ -45,10 +48,10 @@ def withdraw_tickets(repository: FleetRepository, tickets: Sequence[str], *, now
     for ticket in tickets:
         if not _TICKET_ID.fullmatch(ticket):
             raise Misuse(f"{ticket!r} is no ticket's id", hint="driftseed fleet invite --json shows it as id")
-    before = repository.devices()
-    revocation = _revocation(now, 0.0, reason)
-    withdrawn = {**before.tickets, **dict.fromkeys(tickets, revocation)}
-    repository.set_devices(msgspec.structs.replace(before, tickets=withdrawn))
+    withdrawn = dict.fromkeys(tickets, _revocation(now, 0.0, reason))
+    repository.change_devices(
+        lambda before: msgspec.structs.replace(before, tickets={**before.tickets, **withdrawn})
+    )
 
 
 def approve(
@@ -65,21 +68,26 @@ def approve(
     Raises:
         Misuse: the labels are out of bounds, or more is said of devices than fits into a document.
     """
-    before = repository.devices()
     approval = Approval(labels=check_labels(labels), expires=expires)
-    approved = {**before.approved, **{str(device): approval for device in devices}}
-    revoked = {device: one for device, one in before.revoked.items() if device not in devices}
-    repository.set_devices(msgspec.structs.replace(before, approved=approved, revoked=revoked))
+
+    def let_in(before: Devices) -> Devices:
+        approved = {**before.approved, **{str(device): approval for device in devices}}
+        revoked = {device: one for device, one in before.revoked.items() if device not in devices}
+        return msgspec.structs.replace(before, approved=approved, revoked=revoked)
+
+    repository.change_devices(let_in)
     repository.declare_labels(labels.keys())
 
 
 def relabel(repository: FleetRepository, device: DeviceId, labels: Mapping[str, str] | None) -> None:
     """Give a device other labels; None for those that it joined with. Raises as ``approve``."""
-    before = repository.devices()
-    given = {key: value for key, value in before.labels.items() if key != device}
-    if labels is not None:
-        given[device] = check_labels(labels)
-    repository.set_devices(msgspec.structs.replace(before, labels=given))
+    given = {} if labels is None else {str(device): check_labels(labels)}
+
+    def relabelled(before: Devices) -> Devices:
+        others = {key: value for key, value in before.labels.items() if key != device}
+        return msgspec.structs.replace(before, labels={**others, **given})
+
+    repository.change_devices(relabelled)
     repository.declare_labels((labels or {}).keys())
 
 

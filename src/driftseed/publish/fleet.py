@@ -102,9 +102,15 @@ def add_hub(repository: FleetRepository, hub: NodeAddress) -> bool:
     Raises:
         Misuse: the fleet has as many hubs as devices are told of.
     """
-    others = [one for one in repository.hubs() if one.device != hub.device]
-    known = len(others) < len(repository.hubs())
-    repository.set_hubs([*others, hub])
+    known = False
+
+    def with_it(before: Sequence[NodeAddress]) -> list[NodeAddress]:
+        nonlocal known
+        others = [one for one in before if one.device != hub.device]
+        known = len(others) < len(before)
+        return [*others, hub]
+
+    repository.change_hubs(with_it)
     return not known
 
 
@@ -114,10 +120,14 @@ def remove_hub(repository: FleetRepository, device: DeviceId) -> None:
     Raises:
         NotFound: there is no such hub.
     """
-    others = [one for one in repository.hubs() if one.device != device]
-    if len(others) == len(repository.hubs()):
-        raise NotFound(f"this fleet has no hub {device}", hint="driftseed fleet show DIR lists them")
-    repository.set_hubs(others)
+
+    def without_it(before: Sequence[NodeAddress]) -> list[NodeAddress]:
+        others = [one for one in before if one.device != device]
+        if len(others) == len(before):
+            raise NotFound(f"this fleet has no hub {device}", hint="driftseed fleet show DIR lists them")
+        return others
+
+    repository.change_hubs(without_it)
 
 
 def write_hub_kit(repository: FleetRepository, path: Path, device: DeviceId | None = None) -> None:

@@ -7,7 +7,7 @@ command                               keys besides ``snapshot`` and ``timestamp`
 ===================================== ===========================================
 add_release (a build system, a team)  ``releases``, or the team's
 add_deployment (operators)            ``deployments``
-set_hubs (operators)                  ``fleet``
+change_hubs, change_devices           ``fleet``
 renew                                 the roles' own
 bump_timestamp                        none, and no ``snapshot``
 ===================================== ===========================================
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -218,17 +218,32 @@ class FleetRepository(FleetContents):
 
     def set_hubs(self, hubs: Sequence[NodeAddress]) -> None:
         """Sign where the fleet's hubs are. Raises Misuse for more than TICKET_HUBS_MAX."""
-        if len(hubs) > limits.TICKET_HUBS_MAX:
-            raise Misuse(f"{len(hubs)} hubs", hint=f"at most {limits.TICKET_HUBS_MAX} are told to devices")
-        with self._changing(FLEET) as change:
-            change.add_document(FLEET, HUBS_TARGET, Hubs(hubs=list(hubs)))
-            self._commit(change)
+        self.change_hubs(lambda _before: hubs)
 
-    def set_devices(self, devices: Devices) -> None:
-        """Sign who is expelled, approved and relabelled."""
-        with self._changing(FLEET) as change:
-            change.add_document(FLEET, DEVICES_TARGET, devices)
-            self._commit(change)
+    def change_hubs(self, change: Callable[[tuple[NodeAddress, ...]], Sequence[NodeAddress]]) -> None:
+        """Sign other hubs than before.
+
+        Args:
+            change: makes of the hubs that are signed now those to sign. It is asked while this process has the
+                directory to itself, so that nothing of another one's change is lost; what it raises leaves all as it was.
+
+        Raises:
+            Misuse: they are more than TICKET_HUBS_MAX.
+        """
+        with self._changing(FLEET) as signing:
+            hubs = list(change(self.hubs()))
+            if len(hubs) > limits.TICKET_HUBS_MAX:
+                raise Misuse(
+                    f"{len(hubs)} hubs", hint=f"at most {limits.TICKET_HUBS_MAX} are told to devices"
+                )
+            signing.add_document(FLEET, HUBS_TARGET, Hubs(hubs=hubs))
+            self._commit(signing)
+
+    def change_devices(self, change: Callable[[Devices], Devices]) -> None:
+        """Sign who is expelled, approved and relabelled; ``change`` as in ``change_hubs``."""
+        with self._changing(FLEET) as signing:
+            signing.add_document(FLEET, DEVICES_TARGET, change(self.devices()))
+            self._commit(signing)
 
     def now(self) -> float:
         """Seconds since 1970 by the clock that signatures are dated by."""
