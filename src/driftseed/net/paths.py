@@ -11,6 +11,13 @@ PathKind: TypeAlias = Literal["lan", "direct", "relayed"]
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _LAN_PREFIX = {4: 24, 6: 64}
+_PRIVATE_V4 = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+"""Addresses that a site gives to its own devices (RFC 1918).
+
+Not ``IPv4Address.is_private``, which means all that is not global: networks for documentation and for benchmarks
+(RFC 5737, RFC 2544) are some provider's inside or a laboratory's internet, and no LAN. Nor the carriers' 100.64.0.0/10
+(RFC 6598): who shares a /24 of it is another customer, whom a carrier's NAT may well keep apart from us.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +88,8 @@ def usable_addrs(addrs: Iterable[str], limit: int) -> list[str]:
 def classify(remote: str, own: Iterable[str]) -> PathKind:
     """Say whether a direct path stays on the local network.
 
-    It does when the remote address is loopback or link-local, or when it is private and shares the /24 (IPv4)
-    or /64 (IPv6) with one of our own: the widest guess that needs no netmask.
+    It does when the remote address is loopback or link-local, or when it shares an RFC 1918 /24 or an IPv6 /64 with
+    one of our own: the widest guess that needs no netmask.
 
     Args:
         remote: ``IP:PORT`` of the other side.
@@ -97,4 +104,4 @@ def classify(remote: str, own: Iterable[str]) -> PathKind:
     shared = ipaddress.ip_network((ip, _LAN_PREFIX[ip.version]), strict=False)
     near = any(mine is not None and mine[0] in shared for mine in map(parse_socket_addr, own))
     # An IPv6 LAN uses global addresses: there the shared /64 is the link itself (RFC 4291, section 2.5.4).
-    return "lan" if near and (ip.is_private or ip.version == 6) else "direct"
+    return "lan" if near and (ip.version == 6 or any(ip in each for each in _PRIVATE_V4)) else "direct"
