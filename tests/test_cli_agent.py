@@ -15,6 +15,7 @@ from driftseed.cli.client import Client, hub_client
 from driftseed.core.errors import AgentUnreachable, Misuse, UnsafePermissions
 from driftseed.core.model import NodeAddress
 from driftseed.publish.fleet import invite
+from driftseed.store.files import write_secret
 from driftseed.trust.repository import FleetRepository
 from support_cli import Cli, run_process
 from support_cli_node import FakeNode, on_port, on_socket
@@ -427,7 +428,7 @@ def test_a_damaged_ticket_is_refused_before_anything_is_made(cli: Cli, tmp_path:
 
 
 def test_a_ticket_comes_from_a_file_or_standard_input(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "ticket").write_text("driftseed1AAAA\n")
+    write_secret(tmp_path / "ticket", b"driftseed1AAAA\n")
     cli.refused(13, "ticket-damaged", "agent", "join", f"@{tmp_path / 'ticket'}", "--data", tmp_path / "data")
     cli.refused(19, "not-found", "agent", "join", f"@{tmp_path / 'none'}", "--data", tmp_path / "data")
     cli.refused(13, "ticket-damaged", "agent", "join", f"@{tmp_path}", "--data", tmp_path / "data")

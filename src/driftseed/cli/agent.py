@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +18,7 @@ from driftseed.cli.options import (
     LogLevelOption,
 )
 from driftseed.cli.values import parse_pairs
-from driftseed.core import limits
-from driftseed.core.errors import Misuse, NotFound, TicketDamaged
+from driftseed.core.errors import Misuse, NotFound
 from driftseed.logs import LogFormat, LogLevel, LogOptions
 
 if TYPE_CHECKING:
@@ -49,11 +47,12 @@ def join(
     json_output: JsonOption = False,
 ) -> None:
     """Become a member of a fleet: trade a ticket's secret for a membership certificate."""
-    text = _read_ticket(ticket)
     import time
 
+    from driftseed.cli.secrets import read_ticket
     from driftseed.core.tickets import decode_ticket
 
+    text = read_ticket(ticket)
     # Before a directory and a key are made for it.
     decode_ticket(text, time.time())
     from driftseed.agent.main import join as join_fleet
@@ -73,23 +72,6 @@ def join(
         return
     note(f"joined the fleet {joined.name!r} as device {joined.device}")
     note(f"now run: driftseed agent run --data {data}")
-
-
-def _read_ticket(text: str) -> str:
-    if text == "-":
-        return sys.stdin.read(limits.TICKET_BYTES_MAX * 2)
-    if not text.startswith("@"):
-        return text
-    path = Path(text[1:])
-    try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            return file.read(limits.TICKET_BYTES_MAX * 2)
-    except FileNotFoundError:
-        raise NotFound(
-            f"there is no file {str(path)!r} with a ticket", hint="make one: driftseed fleet invite"
-        ) from None
-    except OSError as error:
-        raise TicketDamaged(f"the ticket in {path} cannot be read: {error.strerror}") from None
 
 
 @app.command()

@@ -94,9 +94,13 @@ def invite(
         list[str] | None,
         typer.Option("--hub", metavar="ADDRESS", help="Join here instead of at the fleet's hubs. Repeat it."),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write it there, for you alone; must not exist."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Print a join ticket: give it to a device as you would give a password."""
+    """Make a join ticket: give it to a device as you would give a password."""
     lifetime = parse_duration(expires)
     labels = parse_labels(label or ())
     from driftseed.core.addresses import format_address, parse_address
@@ -106,9 +110,12 @@ def invite(
 
     from driftseed.cli.fleetdir import open_fleet
     from driftseed.cli.output import note, print_json, say
+    from driftseed.publish.fleet import check_free, write_ticket
     from driftseed.publish.fleet import invite as make_ticket
     from driftseed.publish.resolve import resolve_address
 
+    if out is not None:
+        check_free(out)
     resolved = [resolve_address(address) for address in written]
     for found in (text for one in resolved for text in one.notes):
         note(found)
@@ -120,10 +127,14 @@ def invite(
         hubs=[one.address for one in resolved],
         now=time.time(),
     )
+    if out is not None:
+        write_ticket(out, invited.ticket)
     if json_output:
         print_json(
             {
-                "ticket": invited.ticket,
+                # What is written to a file for one reader does not go to standard output, and so into logs, too.
+                "ticket": invited.ticket if out is None else None,
+                "file": None if out is None else str(out),
                 "id": invited.id,
                 "uses": invited.uses,
                 "expires": _instant(invited.expires),
@@ -134,7 +145,11 @@ def invite(
         return
     given = ",".join(f"{key}={value}" for key, value in invited.labels.items()) or "no labels"
     note(f"for {invited.uses} device(s), until {_instant(invited.expires)}, with {given}:")
-    say(invited.ticket)
+    if out is None:
+        say(invited.ticket)
+        return
+    say(f"wrote {out} (0600)")
+    note(f"carry it there as it is (scp -p), then: driftseed agent join @{out.name}")
 
 
 @app.command("add-hub")

@@ -89,7 +89,7 @@ def run(
         parse_host_port(text, "an address of a hub")
     if relay_url is not None:
         parse_relay_url(relay_url)
-    if not kit.is_file():
+    if not kit.exists() or kit.is_dir():
         raise Misuse(f"there is no hub kit {str(kit)!r}", hint="make one: driftseed fleet hub-kit DIR FILE")
     from driftseed.hub import main as daemon
     from driftseed.node.transfer import ContentSettings

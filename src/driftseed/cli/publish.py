@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,6 @@ import typer
 
 from driftseed.cli.options import FleetDirectory, JsonOption
 from driftseed.cli.values import parse_duration
-from driftseed.core import limits
 
 if TYPE_CHECKING:
     from driftseed.cli.output import Bar
@@ -27,8 +25,9 @@ def publish(
         str,
         typer.Option(
             "--via",
-            metavar="TICKET|ADDRESS|SOCKET",
-            help="A ticket (- for standard input), a hub's address, or an agent's socket or data directory.",
+            metavar="@FILE|-|TICKET|ADDRESS|SOCKET",
+            help="A ticket (in a file, on standard input, or itself), a hub's address, or an agent's socket or "
+            "data directory.",
         ),
     ],
     timeout: Annotated[
@@ -45,9 +44,9 @@ def publish(
     from driftseed.cli.output import human_bytes, print_json, progress_bar, say
 
     repository = open_fleet(directory)
-    where = sys.stdin.read(2 * limits.TICKET_BYTES_MAX) if via == "-" else via
+    where = _where(via)
     with progress_bar() as bar:
-        result = _send(repository, where.strip(), seconds, bar)
+        result = _send(repository, where, seconds, bar)
     if json_output:
         import msgspec
 
@@ -57,6 +56,15 @@ def publish(
         f"{result.node} has everything: timestamp {result.timestamp_version}, {result.files} files of metadata, "
         f"{human_bytes(result.content_bytes)} of content, in {result.seconds:.1f} s"
     )
+
+
+def _where(via: str) -> str:
+    """What ``--via`` stands for: a ticket may be in a file, or come by standard input."""
+    from driftseed.cli.secrets import STANDARD_INPUT, is_file, read_ticket
+    from driftseed.publish.send import is_ticket
+
+    secret = via == STANDARD_INPUT or is_file(via) or is_ticket(via)
+    return (read_ticket(via) if secret else via).strip()
 
 
 def _send(repository: FleetRepository, via: str, timeout_s: float, bar: Bar) -> PublishResult:
@@ -78,7 +86,7 @@ def _send(repository: FleetRepository, via: str, timeout_s: float, bar: Bar) -> 
     if not path.exists():
         raise AgentUnreachable(
             f"{via[:160]!r} is no ticket, no address of a hub, and no socket of an agent",
-            hint="--via takes a ticket (driftseed1...), DEVICEID@HOST:PORT, or DATADIR/agent.sock",
+            hint="--via takes @FILE with a ticket, DEVICEID@HOST:PORT, or DATADIR/agent.sock",
         )
     socket = path / AGENT_SOCKET if path.is_dir() else path
     return send.publish_to_agent(repository, Client(socket, "agent"), progress=bar.show)

@@ -11,6 +11,7 @@ import typer
 
 from driftseed.cli.options import JsonOption
 from driftseed.cli.output import print_json, print_table, say, short
+from driftseed.cli.secrets import read_token
 from driftseed.core.errors import Misuse
 
 HubOption = Annotated[
@@ -25,7 +26,9 @@ HubOption = Annotated[
 TokenOption = Annotated[
     str | None,
     typer.Option(
-        "--token", help="The hub's API token; DRIFTSEED_TOKEN keeps it out of the list of processes."
+        "--token",
+        metavar="@FILE|-|TOKEN",
+        help="The hub's API token: in a file, on standard input, or itself; DRIFTSEED_TOKEN if not given.",
     ),
 ]
 HUB_DEFAULT: Final = "/var/lib/driftseed-hub"
@@ -44,7 +47,7 @@ def status(
     from driftseed.cli import views
     from driftseed.cli.client import hub_client
 
-    client = hub_client(hub, token)
+    client = hub_client(hub, read_token(token))
     answer = client.get("/v1/status")
     stuck = views.attention(client.get("/v1/devices").get("devices", []))
     if json_output:
@@ -80,7 +83,7 @@ def devices(
 
     if watch and json_output:
         raise Misuse("--watch is for people and --json for programs", hint="give one of them")
-    client = hub_client(hub, token)
+    client = hub_client(hub, read_token(token))
     while True:
         answer = client.get("/v1/devices")
         if json_output:
@@ -101,7 +104,7 @@ def deployments(
     from driftseed.cli import views
     from driftseed.cli.client import hub_client
 
-    answer = hub_client(hub, token).get("/v1/deployments")
+    answer = hub_client(hub, read_token(token)).get("/v1/deployments")
     if json_output:
         print_json(answer)
         return

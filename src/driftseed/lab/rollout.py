@@ -23,6 +23,7 @@ from driftseed.lab.topology import Device, Site, World
 from driftseed.publish.artifacts import split_artifact
 from driftseed.publish.fleet import add_hub, invite
 from driftseed.publish.release import ReleaseRequest, plan_release
+from driftseed.store.files import write_secret
 
 PUBLISHER_SITE: Final = Site(name="publisher")
 STARTING_AT_ONCE: Final = 3
@@ -116,7 +117,7 @@ class Rollout:
             hubs=[hub.address for hub in self._hubs.values()],
             now=time.time(),
         )
-        self._ticket.write_text(invited.ticket, encoding="ascii")
+        write_secret(self._ticket, invited.ticket.encode("ascii"))
         slots = asyncio.Semaphore(STARTING_AT_ONCE)
 
         async def one(device: Device) -> None:
@@ -179,7 +180,7 @@ class Rollout:
 
     async def _publish(self) -> None:
         device = self.world.device(PUBLISHER_SITE.name)
-        command = ["-m", "driftseed", "publish", str(HOME / "lab"), "--via", self._ticket.read_text()]
+        command = ["-m", "driftseed", "publish", str(HOME / "lab"), "--via", f"@{self._ticket}"]
         child = await self._processes.start("publish", device.namespace, command)
         await self._ended_well(child, self._scenario.expect.within_s)
         _say(f"published after {time.monotonic() - self._began:.1f} s")

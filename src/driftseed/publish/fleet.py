@@ -16,7 +16,7 @@ from driftseed.core.errors import Misuse, NotFound, WouldOverwrite
 from driftseed.core.ids import DeviceId
 from driftseed.core.model import NodeAddress
 from driftseed.core.tickets import Ticket, encode_ticket
-from driftseed.store.files import write_secret
+from driftseed.store.files import create_secret
 from driftseed.trust.hubkit import export_hub_kit
 from driftseed.trust.membership import create_invitation
 from driftseed.trust.repository import FleetRepository
@@ -137,11 +137,26 @@ def write_hub_kit(repository: FleetRepository, path: Path, device: DeviceId | No
         WouldOverwrite: there is something of this name.
         NotFound: its directory does not exist.
     """
+    check_free(path)
+    create_secret(path, export_hub_kit(repository, device))
+
+
+def write_ticket(path: Path, ticket: str) -> None:
+    """Write a ticket to a file, 0600. Raises as ``check_free``, and DiskFull: nothing is left behind."""
+    create_secret(path, ticket.encode("ascii") + b"\n")
+
+
+def check_free(path: Path) -> None:
+    """Make sure that a file can be made there, before something is signed that is to go into it.
+
+    Raises:
+        WouldOverwrite: there is something of this name.
+        NotFound: its directory does not exist.
+    """
     if path.exists() or path.is_symlink():
         raise WouldOverwrite(f"there is {path} already", hint="choose another name, or remove it first")
     if not path.parent.is_dir():
         raise NotFound(f"there is no directory {path.parent}", hint="make it first")
-    write_secret(path, export_hub_kit(repository, device))
 
 
 def describe(repository: FleetRepository) -> dict[str, Any]:

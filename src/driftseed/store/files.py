@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from driftseed.core.errors import AlreadyRunning, DiskFull, NotFound, UnsafePermissions
+from driftseed.core.errors import AlreadyRunning, DiskFull, NotFound, UnsafePermissions, WouldOverwrite
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _SECRET_MODE: Final = 0o600
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _LOCK_NAME: Final = "lock"
+_GIVEN_OPEN: Final = frozenset({"/dev/fd", "/proc/self/fd"})
+"""Where a shell's ``<(command)`` leads: to a descriptor that whoever started this process has opened."""
 _TEMPORARY: Final = ".new-"
 """How the name of a file that is not finished begins: a leftover of a power cut can be told by it."""
 
@@ -153,28 +155,103 @@ def write_secret(path: Path, data: bytes) -> None:
     atomic_write(path, data, mode=_SECRET_MODE)
 
 
-def read_secret(path: Path) -> bytes:
-    """Read a file that only its owner may read.
+def create_secret(path: Path, data: bytes) -> None:
+    """Write a file with permissions 0600 where nothing is yet; a symbolic link is something.
 
-    The permissions are those of the file that is read, not of what had its name a moment before.
+    After a power cut a part of it may be there: it is for files that a person has just asked for.
 
     Raises:
-        UnsafePermissions: group or others may read or write it.
+        WouldOverwrite: something has this name.
+        NotFound: its directory does not exist.
+        DiskFull: nothing was left behind.
+        OSError: likewise.
+    """
+    with disk_full_as_error(path):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _SECRET_MODE)
+        except FileExistsError:
+            raise WouldOverwrite(
+                f"there is {path} already", hint="choose another name, or remove it first"
+            ) from None
+        except FileNotFoundError:
+            raise NotFound(f"there is no directory {path.parent}", hint="make it first") from None
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)  # a part of a secret is of use to nobody
+            raise
+        sync_directory(path.parent)
+
+
+def read_secret(path: Path, *, size: int = -1) -> bytes:
+    """Read a file that only its owner may read.
+
+    Type, owner and permissions are those of the file that is read, not of what had its name a moment before. A
+    symbolic link is refused: whoever may write to its directory chooses what is read through it. Root may be
+    handed files of the user who called ``sudo``, and of nobody else.
+
+    Args:
+        path: the file, or a descriptor such as ``/dev/fd/63``.
+        size: bytes that are read at most; -1 for all.
+
+    Raises:
+        UnsafePermissions: group or others may read or write it, it is another user's, or no regular file.
         NotFound: there is no such file.
         OSError: it cannot be read.
     """
+    given_open = str(path.parent) in _GIVEN_OPEN
+    # Not blocking: whoever puts a pipe in the place of the file must not hold its reader up for ever.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | (0 if given_open else os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        file = path.open("rb")
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise NotFound(f"no such file: {path}") from None
-    with file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & _OTHERS:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
             raise UnsafePermissions(
-                f"{path} can be read or written by others (mode {mode:04o})",
-                hint=f"chmod 600 {path}",
-            )
-        return file.read()
+                f"{path} is a symbolic link: who can change it chooses what is read",
+                hint="name the file itself",
+            ) from None
+        raise
+    try:
+        _check_secret(path, os.fstat(descriptor), given_open=given_open)
+        file = os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with file:
+        return file.read(size)
+
+
+def _check_secret(path: Path, status: os.stat_result, *, given_open: bool) -> None:
+    """Raise UnsafePermissions, or IsADirectoryError, unless it is a file for its owner alone."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode) and not given_open:
+        raise UnsafePermissions(f"{path} is not a regular file", hint="name a regular file")
+    if status.st_uid not in _trusted_owners():
+        raise UnsafePermissions(
+            f"{path} belongs to another user (id {status.st_uid})",
+            hint=f"chown {os.geteuid()} {path}, if what is in it is yours",
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & _OTHERS:
+        raise UnsafePermissions(
+            f"{path} can be read or written by others (mode {mode:04o})",
+            hint=f"chmod 600 {path}",
+        )
+
+
+def _trusted_owners() -> set[int]:
+    """Users whose files may be taken for one's own: oneself, root, and who became root by ``sudo``."""
+    owners = {0, os.geteuid()}
+    caller = os.environ.get("SUDO_UID", "")
+    if os.geteuid() == 0 and caller.isascii() and caller.isdigit():
+        owners.add(int(caller))
+    return owners
 
 
 def free_bytes(path: Path) -> int:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from driftseed.core.errors import StoreDamaged, WouldOverwrite, WrongPassphrase
-from driftseed.store.files import read_secret, write_secret
+from driftseed.store.files import create_secret, read_secret
 from driftseed.trust.tufapi import CryptoSigner
 
 Passphrase = Callable[[str], bytes]
@@ -68,10 +68,10 @@ def create_key(path: Path, passphrase: bytes | None) -> str:
         WrongPassphrase: the passphrase is empty or too long.
         DiskFull: nothing was written.
     """
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise WouldOverwrite(f"{path} exists", hint="a key that is replaced cannot be had back: move it away")
     key = Ed25519PrivateKey.generate()
-    write_secret(path, encode_key(key, passphrase))
+    create_secret(path, encode_key(key, passphrase))
     return public_hex(key)
 
 
