@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,15 @@ from driftseed.core.errors import ConfigInvalid, DeviceError, DriftseedError, Po
 from driftseed.core.ids import DeviceId
 from driftseed.core.lifecycle import State
 from driftseed.core.wire import DirectoryEntry
+from driftseed.hub.daemon import Hub, HubSettings
+from driftseed.net.identity import Identity
 from driftseed.node.contacts import CONTACTS_FILE
+from driftseed.node.home import Home
+from driftseed.node.transfer import ContentSettings
+from driftseed.publish.devices import revoke
+from driftseed.trust.hubkit import export_hub_kit, parse_hub_kit
 from support_fleet import Fleet, fleet_in, settled, until
+from support_relay import admitted, dialled
 
 
 def free_port() -> int:
@@ -115,6 +124,36 @@ async def test_an_agent_that_is_told_to_relays_for_those_without_a_hub(tmp_path:
         )
 
 
+async def test_an_expelled_member_is_cut_off_from_an_agents_relay_as_from_a_hubs(tmp_path: Path) -> None:
+    """It is thrown out while connected, and is not let in again, not even as a stranger that is about to join."""
+    async with fleet_in(tmp_path) as fleet:
+        await fleet.start_hub()
+        address = f"127.0.0.1:{free_port()}"
+        await fleet.join("relay")
+        relay = await fleet.start_agent("relay", config=AgentConfig(relay_listen=address))
+        good, bad = await fleet.new_agents("good", "bad")
+        server = relay.relay
+        assert server is not None
+        await until(lambda: linked(relay, bad) and linked(relay, good), "members that the relay has met")
+        url = f"http://{address}"
+        async with admitted(url, Identity(good.identity.secret)) as staying:
+            async with admitted(url, Identity(bad.identity.secret)) as thief:
+                await thief.send(thief.datagram(staying, b"as a member"))
+                assert await staying.read() == b"\x06" + thief.key + b"\0as a member"
+                revoke(fleet.repository, [bad.identity.device], now=time.time(), since=0.0, reason="stolen")
+                await fleet.publish()
+                while await thief.read() is not None:
+                    continue
+            assert await staying.read() == b"\x08" + thief.key
+            async with dialled(url, Identity(bad.identity.secret)) as again:
+                assert await again.authenticate() == b"\x03\x1anot a member of this fleet"
+                assert await again.read() is None
+            await staying.ping()
+        assert server.stats()["closed:expelled"] >= 1
+        assert server.stats()["closed:not-admitted"] >= 1
+        assert not linked(relay, bad)
+
+
 async def test_relaying_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -126,7 +165,7 @@ async def test_relaying_without_the_extra_says_what_to_install(monkeypatch: pyte
     monkeypatch.setattr(builtins, "__import__", without_aiohttp)
     monkeypatch.delitem(__import__("sys").modules, "driftseed.net.relay", raising=False)
     with pytest.raises(DeviceError) as caught:
-        AgentRelay(DeviceId("aa" * 32), "127.0.0.1:0", "http://127.0.0.1:1")
+        AgentRelay(DeviceId("aa" * 32), "127.0.0.1:0", "http://127.0.0.1:1", lambda _: False)
     assert "aiohttp" in caught.value.message
     assert "driftseed[hub]" in str(caught.value.hint)
 
@@ -134,7 +173,7 @@ async def test_relaying_without_the_extra_says_what_to_install(monkeypatch: pyte
 @pytest.mark.parametrize("listen", ["0.0.0.0:7700", "[::]:7700", "127.0.0.1:0"])
 def test_a_relay_whose_address_nobody_can_know_is_refused(listen: str) -> None:
     with pytest.raises(ConfigInvalid, match="relay_url"):
-        AgentRelay(DeviceId("aa" * 32), listen, "")
+        AgentRelay(DeviceId("aa" * 32), listen, "", lambda _: False)
 
 
 async def test_a_taken_relay_port_keeps_the_agent_from_starting_and_is_named(tmp_path: Path) -> None:
@@ -148,3 +187,40 @@ async def test_a_taken_relay_port_keeps_the_agent_from_starting_and_is_named(tmp
                 await fleet.start_agent("agent", config=AgentConfig(relay_listen=f"127.0.0.1:{port}"))
         assert isinstance(caught.value, PortTaken)
         assert str(port) in caught.value.message
+        assert open_below(tmp_path / "agent") == []
+        await fleet.start_agent("agent")
+
+
+def open_below(directory: Path) -> list[str]:
+    """Files of a directory that this process has open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(descriptor.readlink()))
+    return sorted({each for each in found if each.startswith(str(directory))})
+
+
+async def test_a_taken_port_leaves_nothing_open_and_the_next_try_succeeds(tmp_path: Path) -> None:
+    """UDP, at an agent that relays already, and at a hub: databases, relay and endpoint are closed again."""
+    async with fleet_in(tmp_path) as fleet:
+        await without_hub(fleet, "agent")
+        home = Home(tmp_path / "agent")
+        relayed = free_port()
+        with socket.socket(type=socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", 0))
+            there = f"127.0.0.1:{taken.getsockname()[1]}"
+            config = AgentConfig(listen=there, relay_listen=f"127.0.0.1:{relayed}")
+            with pytest.raises(PortTaken):
+                await Agent.open(home, config, inventory={})
+            assert open_below(tmp_path / "agent") == []
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", relayed))
+            kit = parse_hub_kit(export_hub_kit(fleet.repository))
+            settings = HubSettings(bind=there, public=(), relay=None, content=ContentSettings())
+            Home(tmp_path / "other").create()
+            with pytest.raises(PortTaken):
+                await Hub.open(kit, Home(tmp_path / "other"), settings)
+            assert open_below(tmp_path / "other") == []
+        await fleet.start_agent("agent")
+        settings = HubSettings(bind="127.0.0.1:0", public=(), relay=None, content=ContentSettings())
+        fleet.hubs.append(await Hub.open(kit, Home(tmp_path / "other"), settings))

@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -88,7 +89,9 @@ class Agent:
         self._node_options = node_options
         self._tasks = TaskOwner("agent")
         self.relay = (
-            AgentRelay(self.identity.device, config.relay_listen, config.relay_url)
+            AgentRelay(
+                self.identity.device, config.relay_listen, config.relay_url, self.membership.is_revoked
+            )
             if config.relay_listen
             else None
         )
@@ -137,18 +140,23 @@ class Agent:
             lan_interfaces=config.lan_interfaces,
             content=content_settings(config),
         )
-        agent = cls(home, record, config, options, journal, wall)
-        agent._said_inventory = dict(inventory)
-        agent.inventory = detect(
-            device=agent.identity.device,
-            agent_version=__version__,
-            overrides={**config.inventory, **inventory},
-        )
-        if agent.relay is not None:
-            await agent.relay.start()
-            # Reachable itself, it listens on its own relay first.
-            options = replace(options, relays=[agent.relay.url], offers_relay=agent.relay.url)
-        agent.node = await Node.open(options, agent.identity, agent, agent.clock)
+        async with AsyncExitStack() as undo:
+            # Who finds the port taken tries again in the same process, or says so and goes: nothing stays open.
+            undo.callback(journal.close)
+            agent = cls(home, record, config, options, journal, wall)
+            agent._said_inventory = dict(inventory)
+            agent.inventory = detect(
+                device=agent.identity.device,
+                agent_version=__version__,
+                overrides={**config.inventory, **inventory},
+            )
+            if agent.relay is not None:
+                await agent.relay.start()
+                undo.push_async_callback(agent.relay.close)
+                # Reachable itself, it listens on its own relay first.
+                options = replace(options, relays=[agent.relay.url], offers_relay=agent.relay.url)
+            agent.node = await Node.open(options, agent.identity, agent, agent.clock)
+            undo.pop_all()
         agent.reporter = Reporter(
             agent.identity,
             record.certificate,
@@ -209,6 +217,8 @@ class Agent:
     async def on_fleet(self, fleet: VerifiedFleet) -> None:
         """The trusted metadata changed."""
         self.membership.follow(fleet)
+        if self.relay is not None:
+            self.relay.expel()
         self.renewal.look()
         try:
             self.clock.remember(fleet.expires)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import ipaddress
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from driftseed.core.addresses import parse_host_port
@@ -24,13 +25,14 @@ class AgentRelay:
         own: the agent, whom strangers may reach through it to prove membership, and nobody else.
         listen: ``IP:PORT``, TCP.
         url: under which others reach it; empty: ``http://`` and ``listen``.
+        expelled: who may not use it, not even as a stranger.
 
     Raises:
         DeviceError: the extra is not installed.
         ConfigInvalid: a wildcard is listened on and no URL is given.
     """
 
-    def __init__(self, own: DeviceId, listen: str, url: str) -> None:
+    def __init__(self, own: DeviceId, listen: str, url: str, expelled: Callable[[DeviceId], bool]) -> None:
         where = parse_host_port(listen, "an address to relay at")
         if not url:
             if not where.is_address or ipaddress.ip_address(where.host).is_unspecified or not where.port:
@@ -43,7 +45,10 @@ class AgentRelay:
         self._where = where
         self._own = own
         self._members: set[DeviceId] = {own}
-        self._server: RelayServer = _library().RelayServer(self._members.__contains__, guests_reach=[own])
+        self._expelled = expelled
+        self._server: RelayServer = _library().RelayServer(
+            self._members.__contains__, guests_reach=[own], expelled=expelled
+        )
 
     async def start(self) -> None:
         """Begin to relay. Raises PortTaken or DeviceError."""
@@ -57,6 +62,11 @@ class AgentRelay:
         """A device has proved its membership: from now on it may reach everyone."""
         self._members.add(device)
         self._server.promote(device)
+
+    def expel(self) -> None:
+        """Others may be expelled than before: whoever is goes now, and does not come back as a member."""
+        self._members -= {device for device in self._members if self._expelled(device)}
+        self._server.expel()
 
     def stats(self) -> dict[str, int]:
         """What it has done; see ``net.relay``."""

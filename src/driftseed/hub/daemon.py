@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -134,8 +135,26 @@ class Hub:
                 f"the kit does not make this machine a hub: {error.message}",
                 hint=f"make one that does: driftseed fleet hub-kit DIR FILE --for {identity.device}",
             ) from None
+        async with AsyncExitStack() as undo:
+            hub = await cls._open(kit, home, settings, identity, clock, undo)
+            undo.pop_all()
+        return hub
+
+    @classmethod
+    async def _open(
+        cls,
+        kit: HubKit,
+        home: Home,
+        settings: HubSettings,
+        identity: Identity,
+        clock: Callable[[], float],
+        undo: AsyncExitStack,
+    ) -> Hub:
+        """``open``, with what is to be closed again if it fails: no port, no database stays open then."""
         observer = await FleetObserver.open(home.directory / DATABASE_FILE, clock)
+        undo.push_async_callback(observer.close)
         admissions = Admissions(home.directory / ADMISSIONS_FILE)
+        undo.callback(admissions.close)
         hub = cls(kit, identity, observer, admissions, settings, clock)
         hub._known.update(await observer.sequences())
         home.keep(
@@ -164,6 +183,7 @@ class Hub:
             content=settings.content,
         )
         hub.node = await Node.open(options, identity, hub, clock)
+        undo.push_async_callback(hub.node.endpoint.close)
         hub._exchange = ReportExchange(hub.node, observer, hub.membership, hub._tasks)
         for address in settings.public:
             await hub.node.endpoint.add_external(address)
