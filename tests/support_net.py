@@ -45,11 +45,15 @@ def certificate(endpoint: Endpoint, word: str = "member") -> bytes:
 
 @asynccontextmanager
 async def endpoint(
-    identity: Identity | None = None, *, relays: Iterable[str] = (), pending_max: int = 64
+    identity: Identity | None = None,
+    *,
+    bind: str = "127.0.0.1:0",
+    relays: Iterable[str] = (),
+    pending_max: int = 64,
 ) -> AsyncIterator[Endpoint]:
     opened = await Endpoint.open(
         identity or Identity.generate(),
-        bind="127.0.0.1:0",
+        bind=bind,
         alpns=ALPNS,
         relays=tuple(relays),
         pending_max=pending_max,

@@ -67,6 +67,21 @@ class TestIdentity:
 
 
 class TestOpening:
+    @pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0"])
+    async def test_an_address_to_listen_on_opens_no_other_one_to_the_network(self, bind: str) -> None:
+        """The engine would open the wildcard of the other address family beside it."""
+        async with endpoint(bind=bind) as opened:
+            sockets = [parsed[0] for parsed in map(parse_socket_addr, opened.bound) if parsed is not None]
+            assert len(sockets) == 2
+            assert all(ip.is_loopback for ip in sockets), opened.bound
+            family = 6 if bind.startswith("[") else 4
+            told = [parsed[0].version for parsed in map(parse_socket_addr, opened.addresses()) if parsed]
+            assert told == [family], "what only this machine could use is not told to others"
+
+    async def test_a_wildcard_opens_both_address_families(self) -> None:
+        async with endpoint(bind="0.0.0.0:0") as opened:
+            assert {each.rpartition(":")[0] for each in opened.bound} == {"0.0.0.0", "[::]"}
+
     async def test_a_taken_port_is_said_to_be_taken(self) -> None:
         async with endpoint() as first:
             with pytest.raises(PortTaken, match=f"127.0.0.1:{first.port}"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from driftseed.core.errors import DeviceError, Misuse, PeerUnreachable, PortTake
 from driftseed.core.model import NodeAddress
 from driftseed.net.connection import Connection, Watch
 from driftseed.net.identity import Identity
-from driftseed.net.paths import Path, PathKind, parse_socket_addr, usable_addrs
+from driftseed.net.paths import IpAddress, Path, PathKind, parse_socket_addr, usable_addrs
 from driftseed.net.shim import cause, iroh
 from driftseed.net.stream import Stream
 
@@ -33,7 +34,9 @@ __all__ = ["Connection", "Endpoint", "Path", "PathKind", "Stream", "Watch"]
 class Endpoint:
     """An iroh endpoint. Open it with ``Endpoint.open``, and close it: tasks and a socket hang on it."""
 
-    def __init__(self, inner: Any, identity: Identity, relays: Sequence[str], pending_max: int) -> None:
+    def __init__(
+        self, inner: Any, identity: Identity, relays: Sequence[str], pending_max: int, beside: str | None
+    ) -> None:
         self._inner: Any = inner
         self._relays = set(relays)
         self._external: set[str] = set()
@@ -45,6 +48,8 @@ class Endpoint:
         self._lately: list[str] = []
         self._lately_until = float("-inf")
         self._acceptor = asyncio.create_task(self._accept_forever(), name="endpoint-accept")
+        # The engine lists what it is bound to; our loopback address is of no use to others.
+        self._kept_back = {addr for addr in self.bound if beside is not None and addr.startswith(beside)}
         self.device = identity.device
         self.counters: Counter[str] = Counter()
         """Incoming connections that came to nothing, by reason: ``handshake-failed``, ``handshake-timeout``,
@@ -62,7 +67,8 @@ class Endpoint:
     ) -> Endpoint:
         """Bind the UDP sockets and start accepting.
 
-        The engine binds two: ``bind``, and the wildcard of the other address family on a port of its choice.
+        The engine always binds two, one of each address family, each on a port of its own. Beside a wildcard the
+        second is the other wildcard; beside one address it is loopback, so that nobody is listened to anywhere else.
         All endpoints of a process live in one event loop.
 
         Args:
@@ -77,14 +83,15 @@ class Endpoint:
             DeviceError: the address is not this machine's, or may not be bound.
             Misuse: ``bind`` is not an address, or a relay is not a URL.
         """
-        if parse_socket_addr(bind) is None:
+        parsed = parse_socket_addr(bind)
+        if parsed is None:
             raise Misuse(f"not an address to listen on: {bind!r}", hint="write IP:PORT, such as 0.0.0.0:4711")
+        beside = _beside(parsed[0])
         # Callbacks come on the engine's own threads, which have no event loop to find.
         iroh.uniffi_set_event_loop(asyncio.get_running_loop())
         try:
             options = iroh.EndpointOptions(
-                # Any other preset talks to a third party's servers.
-                preset=iroh.preset_minimal(),
+                preset=_Preset(beside),
                 bind_addr=bind,
                 secret_key=identity.secret,
                 alpns=list(alpns),
@@ -96,7 +103,7 @@ class Endpoint:
             raise DeviceError(f"binding {bind} did not end in {limits.HANDSHAKE_TIMEOUT_S:g} s") from None
         except iroh.IrohError as error:
             raise _bind_failed(bind, error) from None
-        return cls(inner, identity, relays, pending_max)
+        return cls(inner, identity, relays, pending_max, beside)
 
     @property
     def bound(self) -> list[str]:
@@ -118,7 +125,8 @@ class Endpoint:
 
     def addresses(self) -> list[str]:
         """Our own direct addresses, ``IP:PORT``: of the interfaces, and those others told us of."""
-        return usable_addrs(self._inner.addr().direct_addresses(), limits.ADDRESSES_PER_DEVICE_MAX)
+        found = (addr for addr in self._inner.addr().direct_addresses() if addr not in self._kept_back)
+        return usable_addrs(found, limits.ADDRESSES_PER_DEVICE_MAX)
 
     def _addresses_lately(self) -> list[str]:
         """Our addresses as of ``ADDRESSES_FRESH_S`` ago at most: enough to tell a LAN, and asked for often."""
@@ -295,6 +303,38 @@ class Endpoint:
             raise TransportError("the network engine does not answer") from None
         except iroh.IrohError as error:
             raise TransportError(f"the network engine refuses: {cause(error)}") from None
+
+
+class _Preset(iroh.Preset):  # type: ignore[misc]  # the generated binding has no types
+    """What an endpoint is made of before its options: no third party's servers, no socket that nobody asked for."""
+
+    def __init__(self, beside: str | None) -> None:
+        self._beside = beside
+
+    def apply(self, builder: Any) -> None:
+        """Called by the engine while it binds."""
+        builder.apply_minimal()
+        if self._beside is not None:
+            builder.bind_addr(f"{self._beside}0")
+
+
+def _beside(ip: IpAddress) -> str | None:
+    """Where to bind the engine's socket of the other address family, without its port; None: a wildcard.
+
+    The engine insists on an address that it is told, so it is told none that cannot be bound: where the machine has no
+    such family there is nothing to keep closed either.
+    """
+    if ip.is_unspecified:
+        return None
+    family, host, text = (
+        (socket.AF_INET6, "::1", "[::1]:") if ip.version == 4 else (socket.AF_INET, "127.0.0.1", "127.0.0.1:")
+    )
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return None
+    return text
 
 
 class _AddressWatcher(iroh.AddrChangeCallback):  # type: ignore[misc]  # the generated binding has no types

@@ -232,7 +232,6 @@ def usable(
         chosen = (
             each.name in names or str(ip) in names if names else not (ip.is_loopback or each.name == "lo")
         )
-        # The engine's second socket is a wildcard, also when the first is bound: it counts for its family only.
         return chosen and any(
             own.version == ip.version and (own.is_unspecified or own == ip) for own in sockets
         )
