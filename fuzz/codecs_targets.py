@@ -93,6 +93,8 @@ MESSAGES: list[wire.Message] = [
     wire.GetFile(name="metadata/timestamp.json", at_least=4),
     wire.FileHead(length=-1),
     wire.GetReports(epoch="e", since=2),
+    wire.AskDial(port=7700, proof="0f" * 16),
+    wire.Dialled(tried=True, reached=True, addr="192.0.2.1:7700"),
     wire.TunnelOpen(sha256=DIGEST),
     wire.TunnelAccept(accepted=True),
 ]

@@ -32,6 +32,7 @@ GOOD: dict[str, Any] = {
     "lan_discovery": False,
     "lan_interfaces": ["eth0", "192.0.2.7"],
     "listen": "[::1]:7700",
+    "relay": "auto",
     "relay_listen": "192.0.2.7:7700",
     "relay_url": "https://relay.example.org",
     "relay_budget_bytes_s": 0,

@@ -98,6 +98,14 @@ GOLDEN: tuple[tuple[wire.Message, str], ...] = (
     (wire.RenewReply(certificate=b"\x03"), "00000011 25 81 ab6365727469666963617465 c40103"),
     (wire.AskHeld(sha256s=[SHA]), f"0000004d 26 81 a773686132353673 91 d940{SHA_HEX}"),
     (wire.Held(sha256s=[SHA]), f"0000004d 27 81 a773686132353673 91 d940{SHA_HEX}"),
+    (
+        wire.AskDial(port=7700, proof="0f" * 16),
+        "00000032 28 82 a4706f7274 cd1e14 a570726f6f66 d920" + "3066" * 16,
+    ),
+    (
+        wire.Dialled(tried=True, reached=True, addr="192.0.2.1:4711"),
+        f"00000026 29 83 a57472696564 c3 a772656163686564 c3 a461646472 {ADDR_HEX}",
+    ),
     (wire.TunnelOpen(sha256=SHA), f"0000004b 30 81 a6736861323536 d940{SHA_HEX}"),
     (wire.TunnelAccept(accepted=True), "0000000c 31 81 a86163636570746564 c3"),
 )

@@ -37,8 +37,9 @@ def device(number: int) -> DeviceId:
         (limits.FRAMES_PER_SECOND_MAX, limits.FRAMES_BURST_MAX),
         (limits.LAN_ANNOUNCEMENTS_PER_SECOND, limits.LAN_ANNOUNCEMENTS_BURST),
         (limits.STUN_ANSWERS_PER_SECOND, limits.STUN_ANSWERS_PER_SECOND),
+        (limits.DIAL_BACKS_PER_SECOND, limits.DIAL_BACKS_BURST),
     ],
-    ids=["frames", "announcements", "stun"],
+    ids=["frames", "announcements", "stun", "dial-backs"],
 )
 def test_rates(rate: float, burst: float) -> None:
     """The burst at once, then as many as the rate lets come back in a second."""

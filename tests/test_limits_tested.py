@@ -41,6 +41,7 @@ NOT_MET: Final = {
     "LINK_WINDOW_BYTES": "the engine's own flow control, which is told the number",
     "COMPARE_INTERVAL_S": "an interval, not a bound",
     "RELAY_PING_S": "an interval, not a bound",
+    "RELAY_PROVE_EVERY_S": "an interval, not a bound",
     "RECHECK_S": "an interval, not a bound",
     "RELAY_CONTACTS_MAX": "a thousand clients at one relay: too many for a test",
     "INVITATION_BYTES_MAX": "labels at their own bounds stay below it",

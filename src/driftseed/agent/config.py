@@ -59,10 +59,13 @@ class AgentConfig(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=16)
     ] = []
     """Interfaces for that, by name or address; none: all but loopback."""
+    relay: Literal["told", "auto"] = "told"
+    """When this device relays for others that cannot reach each other: if ``relay_listen`` is set, or ("auto") whenever
+    other members find that they can connect to it from outside; needs the extra "hub"."""
     relay_listen: Annotated[str, Meta(max_length=64)] = ""
-    """TCP address at which this device relays for others that cannot reach each other; needs the extra "hub"."""
+    """TCP address of that relay; with relay=auto none means 0.0.0.0:7700."""
     relay_url: Annotated[str, Meta(max_length=256)] = ""
-    """URL under which others reach that relay; none: http:// and ``relay_listen``."""
+    """URL under which others reach that relay; none: http:// and ``relay_listen``, or the address that was found out."""
     relay_budget_bytes_s: ByteRate = 0
     """Bytes per second of content, each way, that may go through relays when nothing else has it; 0: no limit."""
     inventory: Annotated[dict[InventoryKey, InventoryValue], Meta(max_length=_INVENTORY_MAX)] = {}
@@ -89,6 +92,7 @@ RESTART_KEYS: Final = frozenset(
         "lan_discovery",
         "lan_interfaces",
         "listen",
+        "relay",
         "relay_listen",
         "relay_url",
         "install_root",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from driftseed import __version__
+from driftseed.agent.autorelay import AutoRelay
 from driftseed.agent.clock import DeviceClock
 from driftseed.agent.config import AgentConfig
 from driftseed.agent.inventory import detect
@@ -22,7 +23,7 @@ from driftseed.agent.reporting import Reporter
 from driftseed.agent.updates import Updates
 from driftseed.core import wire
 from driftseed.core.errors import DeviceError, DiskFull
-from driftseed.core.ids import FleetId
+from driftseed.core.ids import DeviceId, FleetId
 from driftseed.core.lifecycle import State
 from driftseed.core.policy import DeviceFacts, Refuse, Wait
 from driftseed.core.reports import REFUSED, InstalledReport, Report, UpdateReport
@@ -88,13 +89,7 @@ class Agent:
         )
         self._node_options = node_options
         self._tasks = TaskOwner("agent")
-        self.relay = (
-            AgentRelay(
-                self.identity.device, config.relay_listen, config.relay_url, self.membership.is_revoked
-            )
-            if config.relay_listen
-            else None
-        )
+        self.relay = _relay(self.identity.device, config, self.membership.is_revoked)
         self.node: Node
         self.installer: Installer
         self.updates: Updates
@@ -153,6 +148,7 @@ class Agent:
             if agent.relay is not None:
                 await agent.relay.start()
                 undo.push_async_callback(agent.relay.close)
+            if isinstance(agent.relay, AgentRelay):
                 # Reachable itself, it listens on its own relay first.
                 options = replace(options, relays=[agent.relay.url], offers_relay=agent.relay.url)
             agent.node = await Node.open(options, agent.identity, agent, agent.clock)
@@ -199,6 +195,8 @@ class Agent:
             self.updates.start()
         self.reporter.start()
         self.node.start()
+        if isinstance(self.relay, AutoRelay):
+            self.relay.attend(self.node)
         self.renewal.start()
 
     async def close(self) -> None:
@@ -365,6 +363,14 @@ def _held_back(deployment_id: str, held: Wait | Refuse, now: float) -> UpdateRep
         detail=held.detail,
         started=now,
     )
+
+
+def _relay(
+    own: DeviceId, config: AgentConfig, expelled: Callable[[DeviceId], bool]
+) -> AgentRelay | AutoRelay | None:
+    if config.relay == "auto":
+        return AutoRelay(own, config.relay_listen, config.relay_url, expelled)
+    return AgentRelay(own, config.relay_listen, config.relay_url, expelled) if config.relay_listen else None
 
 
 def content_settings(config: AgentConfig) -> ContentSettings:

@@ -46,7 +46,7 @@ class AgentRelay:
         self._own = own
         self._members: set[DeviceId] = {own}
         self._expelled = expelled
-        self._server: RelayServer = _library().RelayServer(
+        self._server: RelayServer = relay_library().RelayServer(
             self._members.__contains__, guests_reach=[own], expelled=expelled
         )
 
@@ -73,11 +73,12 @@ class AgentRelay:
         return self._server.stats()
 
 
-def _library() -> Any:
+def relay_library() -> Any:
+    """The module that relays. Raises DeviceError when the extra is not installed."""
     try:
         return importlib.import_module("driftseed.net.relay")
     except ModuleNotFoundError as error:
         raise DeviceError(
-            f"relay_listen is set, and relaying needs {error.name}, which is not installed",
-            hint="pip install 'driftseed[hub]', or driftseed agent config relay_listen=null",
+            f"relaying is set up, and needs {error.name}, which is not installed",
+            hint="pip install 'driftseed[hub]', or driftseed agent config relay_listen=null relay=null",
         ) from None

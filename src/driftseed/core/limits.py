@@ -228,6 +228,18 @@ RELAY_BUDGET_BURST_BYTES: Final = 1 * MIB
 """Bytes of content that may go through a relay at once before the budget holds them back."""
 RELAYS_OFFERED_MAX: Final = 2
 """Relays of other agents that a device listens on while it has no hub."""
+DIAL_BACK_TIMEOUT_S: Final = 5.0
+"""Seconds for a connection that another device has asked for, to see whether it can be reached."""
+DIAL_BACK_EVERY_S: Final = 20.0
+"""Seconds between two such connections for one device."""
+DIAL_BACKS_PER_SECOND: Final = 2.0
+"""Such connections that a node makes per second, for all devices together."""
+DIAL_BACKS_BURST: Final = 16
+"""Such connections that a node makes at once."""
+DIAL_BACK_ASKED_MAX: Final = 3
+"""Devices that are asked, in one round, to try a relay of ours."""
+RELAY_PROVE_EVERY_S: Final = 300.0
+"""Seconds between rounds, when nothing has changed."""
 RELAY_GUEST_BYTES_PER_SECOND: Final = 64 * KIB
 """Bytes per second of a client that is no member yet and may speak to the hub only, in order to join."""
 HANDSHAKE_BYTES_MAX: Final = 256 * KIB

@@ -172,6 +172,28 @@ class Held(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sha256s: Annotated[list[Hex64], Meta(max_length=limits.CONTENT_IDS_MAX)] = []
 
 
+class AskDial(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Request stream: can I be reached from outside? Answered by a Dialled.
+
+    The receiver connects to this TCP port at the address from which the sender's own packets come, at no other, and
+    asks for ``GET /ping?PROOF``, where a relay answers.
+    """
+
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    proof: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+    """Random; by it the sender knows the connection that this request has led to."""
+
+
+class Dialled(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Answer to AskDial."""
+
+    tried: bool
+    """Whether the sender has tried: not too often, nor for a device that it sees through a relay or on its own network."""
+    reached: bool = False
+    addr: SocketAddress | None = None
+    """Where it tried."""
+
+
 class GetFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Request stream: a metadata file or small target by its TUF name. Answered by FileHead, then raw bytes."""
 
@@ -228,6 +250,8 @@ Message: TypeAlias = (
     | FindContent
     | AskHeld
     | Held
+    | AskDial
+    | Dialled
     | GetFile
     | FileHead
     | RenewRequest
@@ -258,6 +282,8 @@ TYPES: Final[dict[int, type[Message]]] = {
     0x25: RenewReply,
     0x26: AskHeld,
     0x27: Held,
+    0x28: AskDial,
+    0x29: Dialled,
     0x30: TunnelOpen,
     0x31: TunnelAccept,
 }

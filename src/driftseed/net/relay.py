@@ -49,6 +49,7 @@ class RelayServer:
         expelled: who may not even be a guest.
         bytes_per_second: that one client may send.
         clients_max: clients connected at once.
+        pinged: told what somebody who asks whether the relay is there says besides (``GET /ping?PROOF``).
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class RelayServer:
         expelled: Callable[[DeviceId], bool] = lambda _device: False,
         bytes_per_second: float = limits.RELAY_BYTES_PER_SECOND,
         clients_max: int = limits.RELAY_CLIENTS_MAX,
+        pinged: Callable[[str], None] = lambda _proof: None,
     ) -> None:
         self._admit = admit
+        self._pinged = pinged
         self._expelled = expelled
         self._guests_reach = {bytes.fromhex(device) for device in guests_reach}
         self._rate = bytes_per_second
@@ -139,7 +142,9 @@ class RelayServer:
             **{f"closed:{reason}": count for reason, count in sorted(self._closed.items())},
         }
 
-    async def _ping(self, _request: web.Request) -> web.Response:
+    async def _ping(self, request: web.Request) -> web.Response:
+        if request.query_string:
+            self._pinged(request.query_string)
         return web.Response(text="pong\n", headers={"Access-Control-Allow-Origin": "*"})
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:

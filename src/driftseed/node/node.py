@@ -28,6 +28,7 @@ from driftseed.net.stream import Stream
 from driftseed.node import requests
 from driftseed.node.contacts import CONTACTS_FILE, keep_contacts, load_contacts, save_contacts
 from driftseed.node.content import Contents
+from driftseed.node.dialback import DialBack
 from driftseed.node.files import serve_file
 from driftseed.node.ledger import Ledger
 from driftseed.node.links import Credentials, Links
@@ -45,8 +46,6 @@ _log = logging.getLogger(__name__)
 
 INTRODUCED_FOR_CONTENT_MAX = 32
 """Devices named in one answer to FindContent."""
-
-
 ASK_HUBS_BELOW: Final = 8
 """Devices that a hub knows to have or want a content, below which it asks the other hubs."""
 ASK_HUBS_S: Final = 2.0
@@ -163,6 +162,9 @@ class Node:
         self.whereabouts = Whereabouts(
             endpoint, self.overlay, self.book, self.ledger, self.fail, follow_relays=options.role != "hub"
         )
+        self.dial_back = DialBack(self.overlay, time.monotonic)
+        self.requests[wire.AskDial] = self.dial_back.answer
+        self._offers_relay = options.offers_relay
         if options.lan:
             self.whereabouts.discover(options.fleet, options.lan_interfaces)
         self.keeper = MetadataKeeper(trust, self.overlay, self.ledger, self._fleet_changed, time.monotonic)
@@ -251,6 +253,13 @@ class Node:
             relay=self.endpoint.relay or next(iter(self.options.relays), None),
         )
 
+    def offer_relay(self, url: str | None) -> None:
+        """Tell the neighbours of a relay that we serve from now on; None: there is none any more."""
+        if url != self._offers_relay:
+            self._offers_relay = url
+            self.whereabouts.use_own_relay(url)
+            self.overlay.state_changed()
+
     # --- metadata -------------------------------------------------------------------------------
 
     async def _fleet_changed(self, fleet: VerifiedFleet) -> None:
@@ -289,7 +298,7 @@ class Node:
             wants=wants,
             addrs=address.addrs,
             relay=address.relay,
-            offers_relay=self.options.offers_relay,
+            offers_relay=self._offers_relay,
         )
 
     def newest_notice(self) -> bytes | None:

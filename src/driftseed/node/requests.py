@@ -61,6 +61,12 @@ async def find_content(connection: Connection, sha256: str) -> wire.Directory:
         return await _answer(stream, wire.Directory, limits.READ_TIMEOUT_S)
 
 
+async def ask_dial(connection: Connection, port: int, proof: str) -> wire.Dialled:
+    """Have a node connect to a port of ours, if it sees us where others would. Raises PeerMisbehaved or TransportError."""
+    async with request(connection, wire.AskDial(port=port, proof=proof)) as stream:
+        return await _answer(stream, wire.Dialled, limits.READ_TIMEOUT_S)
+
+
 async def renew(connection: Connection, certificate: bytes) -> bytes:
     """Have a hub extend our membership; returns the new chain, which the caller verifies.
 

@@ -52,6 +52,7 @@ class Whereabouts:
         """Our address as others see it, by who says so."""
         self.lan: LanDiscovery | None = None
         self._signed_relays: tuple[str, ...] = ()
+        self._own_relay: str | None = None
         self._relays_in_use: tuple[str, ...] | None = None
         self._setting_relays = asyncio.Lock()
 
@@ -109,12 +110,19 @@ class Whereabouts:
         self._signed_relays = tuple(relays)
         self._choose_relays()
 
+    def use_own_relay(self, url: str | None) -> None:
+        """While there is no hub, be reachable through a relay that we serve ourselves; None: there is none any more."""
+        self._own_relay = url
+        self._choose_relays()
+
     def _choose_relays(self) -> None:
-        """The hubs' relays; while no hub is there also what neighbours offer."""
+        """The hubs' relays; while no hub is there also our own, if we have found one out, and what neighbours offer."""
         wanted = set(self._signed_relays)
         if not self._overlay.hubs():
             offered = {peer.state.offers_relay for peer in self._overlay.peers() if peer.state.offers_relay}
             wanted.update(sorted(offered - wanted)[: limits.RELAYS_OFFERED_MAX])
+            if self._own_relay is not None:
+                wanted.add(self._own_relay)
         chosen = tuple(sorted(wanted))
         if self._follow_relays and chosen != self._relays_in_use:
             self._relays_in_use = chosen
